@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use axum::Router;
+use axum::serve::ListenerExt;
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
@@ -38,6 +39,8 @@ pub async fn serve(listen: SocketAddr, router: Router) -> io::Result<()> {
     let listener = TcpListener::bind(listen).await?;
     let ended = ended()?;
     announce(listener.local_addr()?)?;
+    // Each chunk of an answer leaves at once. Where that fails, the connection is gone anyhow.
+    let listener = listener.tap_io(|stream| drop(stream.set_nodelay(true)));
 
     let (end, mut end_seen) = tokio::sync::watch::channel(());
     let server = axum::serve(listener, router).with_graceful_shutdown(async move {

@@ -44,7 +44,7 @@ impl Options {
         };
         match args.finish().as_slice() {
             [] => Ok(options),
-            [unknown, ..] => Err(format!("unknown option {}", unknown.display()).into()),
+            [unknown, ..] => Err(format!("unknown option {unknown:?}").into()),
         }
     }
 }
