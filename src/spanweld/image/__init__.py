@@ -1,0 +1,26 @@
+"""Bytes of an executable in, facts out: nothing here runs the file, traces it or knows of BPF."""
+
+from spanweld.image.code import FirstInstruction, find_returns, first_instruction
+from spanweld.image.elf import Image, Section, Segment
+from spanweld.image.facts import ImageFacts, analyse, examine
+from spanweld.image.language import Language
+from spanweld.image.symbols import Function, find_functions, find_many
+from spanweld.image.tls import TaskIdOffset, find_task_id_offset
+
+__all__ = [
+    "FirstInstruction",
+    "Function",
+    "Image",
+    "ImageFacts",
+    "Language",
+    "Section",
+    "Segment",
+    "TaskIdOffset",
+    "analyse",
+    "examine",
+    "find_functions",
+    "find_many",
+    "find_returns",
+    "find_task_id_offset",
+    "first_instruction",
+]

@@ -1,0 +1,99 @@
+"""Machine code of single functions: where they return, and what their first instruction does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import iced_x86 as x86
+
+from spanweld.image.elf import Image
+from spanweld.image.symbols import Function
+from spanweld.model import FileOffset
+
+MAX_FUNCTION = 1 << 20
+"""Bytes: no more of a function is decoded."""
+
+_CALLEE_SAVED = frozenset(
+    (
+        x86.Register.RBX,
+        x86.Register.RBP,
+        x86.Register.R12,
+        x86.Register.R13,
+        x86.Register.R14,
+        x86.Register.R15,
+    )
+)
+_WRITING = frozenset(
+    (
+        x86.OpAccess.WRITE,
+        x86.OpAccess.COND_WRITE,
+        x86.OpAccess.READ_WRITE,
+        x86.OpAccess.READ_COND_WRITE,
+    )
+)
+
+
+@dataclass(frozen=True, slots=True)
+class FirstInstruction:
+    """What the instruction under an entry probe does.
+
+    ``touches_memory``: it reads or writes memory other than its own stack, so that it can fault.
+    ``early_return``: a thread that has executed just this instruction can be made to return to the
+    function's caller (rip = [sp], rsp = sp + 8, with sp from before it): it neither jumps nor
+    changes a register that the caller owns.
+    """
+
+    text: str
+    size: int
+    touches_memory: bool
+    early_return: bool
+
+
+def find_returns(image: Image, function: Function) -> tuple[FileOffset, ...]:
+    """File offsets of every ``ret`` of a function, ascending; empty where it never returns by one.
+
+    A function may also leave by a jump to another one, which no probe on a ``ret`` sees.
+    """
+    return tuple(
+        FileOffset(function.file_offset + instruction.ip - function.address)
+        for instruction in decode(image, function)
+        if instruction.mnemonic == x86.Mnemonic.RET
+    )
+
+
+def first_instruction(image: Image, function: Function) -> FirstInstruction | None:
+    """What the first instruction of a function does; None where the bytes there are no instruction."""
+    code = image.read_memory(function.address, 15)
+    if code is None:
+        code = image.read_memory(function.address, max(1, min(15, function.size)))
+    if code is None:
+        return None
+    instruction = x86.Decoder(64, code, ip=function.address).decode()
+    if instruction.is_invalid:
+        return None
+    info = x86.InstructionInfoFactory().info(instruction)
+    own_stack = (x86.Register.RSP, x86.Register.ESP)
+    touches_memory = any(memory.base not in own_stack for memory in info.used_memory())
+    changes_callers = any(
+        x86.RegisterExt.full_register(register.register) in _CALLEE_SAVED and register.access in _WRITING
+        for register in info.used_registers()
+    )
+    goes_on = instruction.flow_control == x86.FlowControl.NEXT
+    return FirstInstruction(
+        text=x86.Formatter(x86.FormatterSyntax.INTEL).format(instruction),
+        size=instruction.len,
+        touches_memory=touches_memory,
+        early_return=goes_on and not changes_callers,
+    )
+
+
+def decode(image: Image, function: Function) -> list[x86.Instruction]:
+    """The instructions of a function from its first byte to its last."""
+    code = image.read_memory(function.address, min(function.size, MAX_FUNCTION))
+    if not code:
+        return []
+    return [
+        instruction
+        for instruction in x86.Decoder(64, code, ip=function.address)
+        if not instruction.is_invalid
+    ]

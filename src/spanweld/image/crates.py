@@ -1,0 +1,83 @@
+"""Crate and compiler versions, from the source paths that panics print.
+
+Each place that can panic keeps the path of its source file, also in a stripped image:
+``…/registry/src/index.crates.io-<hash>/tokio-1.47.1/src/runtime/…`` from a registry,
+``…/vendor/tokio-1.47.1/src/…`` from ``cargo vendor --versioned-dirs``, and
+``tokio-1.47.1/src/…`` where paths were trimmed. Debug information names each crate's root the same
+way, and so more crates. The standard library's paths begin with ``/rustc/<commit>/``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from spanweld.image.elf import Image
+
+_VERSION = re.compile(rb"-(\d{1,5}\.\d{1,5}\.\d{1,7}(?:[-+][0-9A-Za-z.+-]{1,60})?)/src/")
+_NAME = re.compile(rb"[A-Za-z][A-Za-z0-9_-]{0,63}\Z")
+_RUSTC = re.compile(rb"/rustc/([0-9a-f]{40})/")
+_MAX_PATH = 256
+_MAX_DEBUG_STRINGS = 1 << 26
+_MAX_CRATES = 1 << 12
+
+# A trimmed path has nothing before the crate's name, and a string literal may stand right before
+# it, so these are recognised by their names alone.
+_KNOWN = (
+    b"tracing-opentelemetry",
+    b"opentelemetry-otlp",
+    b"opentelemetry_sdk",
+    b"opentelemetry",
+    b"tokio",
+    b"hyper-util",
+    b"hyper",
+    b"axum",
+    b"actix-web",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """Crates (name → versions, several where an image holds several) and rustc's commit."""
+
+    crates: dict[str, tuple[str, ...]]
+    rustc_hash: str | None
+
+
+def find_provenance(image: Image) -> Provenance:
+    """All crate versions and the compiler's commit that paths in the image name."""
+    crates: dict[str, set[str]] = {}
+    rustc_hash: str | None = None
+    for offset, size in _areas(image):
+        if rustc_hash is None:
+            found = next(image.search(_RUSTC, offset, size, _MAX_PATH), None)
+            rustc_hash = found[1][1].decode() if found else None
+        for _, match, piece in image.search(_VERSION, offset, size, _MAX_PATH):
+            name = _name_before(piece, match.start())
+            if name is not None and len(crates) < _MAX_CRATES:
+                crates.setdefault(name, set()).add(match[1].decode())
+    return Provenance({name: tuple(sorted(crates[name])) for name in sorted(crates)}, rustc_hash)
+
+
+def _areas(image: Image) -> Iterator[tuple[int, int]]:
+    """(offset, size) of what holds paths: the constants (else all read-only segments) and .debug_str."""
+    constants = image.section(".rodata")
+    if constants is not None and constants.size:
+        yield constants.offset, constants.size
+    else:
+        for segment in image.loads:
+            if not segment.writable:
+                yield segment.offset, segment.file_size
+    strings = image.section(".debug_str")
+    if strings is not None and not strings.compressed:
+        yield strings.offset, min(strings.size, _MAX_DEBUG_STRINGS)
+
+
+def _name_before(piece: bytes, end: int) -> str | None:
+    slash = piece.rfind(b"/", max(0, end - 65), end)
+    if slash >= 0:
+        match = _NAME.match(piece[slash + 1 : end])
+        return match[0].decode() if match else None
+    before = piece[max(0, end - 65) : end]
+    return next((name.decode() for name in _KNOWN if before.endswith(name)), None)

@@ -1,0 +1,132 @@
+"""Where tokio keeps the id of the task that a thread runs: ``CONTEXT.current_task_id``.
+
+Source: tokio ``src/runtime/context.rs`` and ``src/runtime/task/{core,raw}.rs`` (1.2x to 1.54). The
+u64 is written by ``TaskIdGuard::enter`` and restored by the guard's drop. These functions, or the
+ones they were inlined into, are run in the emulator with a marker for the id; where the marker
+then stands in the thread-local block is the place.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from spanweld.image.elf import Image
+from spanweld.image.emulator import ARENA, EmulationError, Machine
+from spanweld.image.symbols import Function, find_many, find_thread_locals
+
+_ENTER = "tokio::runtime::task::core::TaskIdGuard::enter"
+_DROP = "<tokio::runtime::task::core::TaskIdGuard as core::ops::drop::Drop>::drop"
+_SET = "tokio::runtime::context::set_current_task_id"
+_POLL = "tokio::runtime::task::raw::poll"
+_SHUTDOWN = "tokio::runtime::task::raw::shutdown"
+_DROP_HANDLE = "tokio::runtime::task::raw::drop_join_handle_slow"
+_CONTEXT = "tokio::runtime::context::CONTEXT::*VAL"
+
+_MARKER = 0x6B73_6154_6E61_7053
+_MAX_BLOCK = 1 << 20
+_MAX_STEPS = 600
+_MAX_TASK_STEPS = 300
+_MAX_TASK_FUNCTIONS = 8
+_ENOUGH = 3
+
+# tokio src/runtime/task/state.rs: bits of the first word of a task's header.
+_COMPLETE, _NOTIFIED, _JOIN_INTEREST, _ONE_REFERENCE = 0b10, 0b100, 0b1000, 0b100_0000
+_TASK_STATES = {
+    _POLL: _NOTIFIED | _ONE_REFERENCE,
+    _SHUTDOWN: _NOTIFIED | _ONE_REFERENCE,
+    _DROP_HANDLE: _COMPLETE | _JOIN_INTEREST | 2 * _ONE_REFERENCE,
+}
+# Header (state, queue_next, vtable, owner_id) and the scheduler come before the id.
+_ID_IN_TASK = range(0x20, 0x81, 8)
+
+
+@dataclass(frozen=True, slots=True)
+class TaskIdOffset:
+    """The u64 at fs:0 + ``offset_from_fs`` (negative, bytes) is tokio's current task id, or 0.
+
+    ``source`` names what it was derived from; ``confirmed`` tells whether at least two functions
+    agree.
+    """
+
+    offset_from_fs: int
+    source: str
+    confirmed: bool
+
+
+def find_task_id_offset(image: Image) -> TaskIdOffset | str:
+    """The place of the current task id, or a sentence that says why it is not known."""
+    block = image.thread_locals
+    if block is None:
+        return "the image has no thread-local variable"
+    block_size = -block.offset_from_fs(0)
+    if not 0 < block_size <= _MAX_BLOCK:
+        return f"its thread-local block of {block_size} bytes is larger than any seen"
+    functions = find_many(image, [_ENTER, _DROP, _SET, _POLL, _SHUTDOWN, _DROP_HANDLE])
+    if not any(functions.values()):
+        return "no function of tokio's tasks is in the symbol table"
+    found: dict[int, list[str]] = {}
+    for pattern in (_ENTER, _DROP, _SET):
+        for function in functions[pattern][:2]:
+            for offset in _by_argument(image, block_size, function, in_memory=pattern == _DROP):
+                found.setdefault(offset, []).append(_short(function))
+    if sum(len(names) for names in found.values()) < 2:
+        for pattern, state in _TASK_STATES.items():
+            for function in functions[pattern][:_MAX_TASK_FUNCTIONS]:
+                for offset in _by_task(image, block_size, function, state):
+                    found.setdefault(offset, []).append(_short(function))
+                if len(found) == 1 and sum(map(len, found.values())) >= _ENOUGH:
+                    break
+    variables = find_thread_locals(image, _CONTEXT)
+    if variables:
+        # Other thread-locals are written near the task id too; only CONTEXT can hold it.
+        spans = [(block.offset_from_fs(variable.value), variable.size) for variable in variables]
+        found = {
+            offset: names
+            for offset, names in found.items()
+            if any(start <= offset and offset + 8 <= start + size for start, size in spans)
+        }
+    if not found:
+        return "tokio's functions are there, but none shows where it writes the task id"
+    if len(found) > 1:
+        places = "; ".join(f"{', '.join(names)}: {offset:#x}" for offset, names in found.items())
+        return f"tokio's functions disagree on where the task id is: {places}"
+    [(offset, names)] = found.items()
+    unique = list(dict.fromkeys(names))
+    evidence = "machine code of " + ", ".join(unique)
+    if variables:
+        evidence += "; inside the thread-local CONTEXT"
+    return TaskIdOffset(offset, evidence, confirmed=len(names) > 1)
+
+
+def _by_argument(image: Image, block_size: int, function: Function, *, in_memory: bool) -> list[int]:
+    """Call with the marker as the id (or as the one field of the guard) and see where it is put."""
+    for fill in (1, 0):
+        machine = Machine(image, block_size, fill, _MARKER)
+        machine.write(ARENA, _MARKER, 8)
+        try:
+            machine.call(function.address, (ARENA if in_memory else _MARKER,), _MAX_STEPS)
+        except EmulationError:
+            continue
+        places = machine.find_marker()
+        if len(places) == 1:
+            return places
+    return []
+
+
+def _by_task(image: Image, block_size: int, function: Function, state: int) -> list[int]:
+    """Call with a task whose words are 0 but for its state and, one place after the other, its id."""
+    result: list[int] = []
+    for place in _ID_IN_TASK:
+        machine = Machine(image, block_size, 1, _MARKER)
+        machine.write(ARENA, state, 8)
+        machine.write(ARENA + place, _MARKER, 8)
+        try:
+            machine.call(function.address, (ARENA,), _MAX_TASK_STEPS, until_marked=True)
+        except EmulationError:
+            continue
+        result += [offset for offset in machine.find_marker() if offset not in result]
+    return result
+
+
+def _short(function: Function) -> str:
+    return "::".join(function.name.replace("core::ops::drop::", "").split("::")[-2:])
