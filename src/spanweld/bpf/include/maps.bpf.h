@@ -1,0 +1,197 @@
+/* Maps and helpers that every program shares. */
+#ifndef SPANWELD_MAPS_BPF_H
+#define SPANWELD_MAPS_BPF_H
+
+#include "kernel_types.bpf.h"
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_core_read.h>
+#include <bpf/bpf_tracing.h>
+
+#include "counters.h"
+#include "event.h"
+#include "spans_in_progress.h"
+#include "target.h"
+
+/*
+ * Global functions are verified once, alone, whoever calls them: what is long and called from
+ * several places is one, so that the verifier's work stays small.
+ */
+#define GLOBAL __attribute__((noinline))
+
+/* key: process id. Written by the agent (adoption: by otel_sdk); deleted by the agent. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1024);
+	__type(key, __u32);
+	__type(value, struct target);
+} targets SEC(".maps");
+
+/*
+ * key: process id; value: that target's own map, pinned, made and deleted by the agent.
+ * Inner maps: key: bucket number (spans_bucket_of); written by http_server and otel_sdk.
+ */
+struct spans_in_progress_map {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, SPANS_BUCKETS);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__type(key, __u32);
+	__type(value, struct span_bucket);
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH_OF_MAPS);
+	__uint(max_entries, 1024);
+	__type(key, __u32);
+	__array(values, struct spans_in_progress_map);
+} spans_in_progress SEC(".maps");
+
+/* Events for the agent. Every program writes; nobody is woken for a single one. */
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 16 << 20);
+} events SEC(".maps");
+
+/* key: enum counter. Written by every program, read by the agent. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, COUNT_MAX);
+	__type(key, __u32);
+	__type(value, __u64);
+} counters SEC(".maps");
+
+static __always_inline void count(enum counter cause)
+{
+	__u32 key = cause;
+	__u64 *cell = bpf_map_lookup_elem(&counters, &key);
+
+	if (cell)
+		(*cell)++;
+}
+
+/* The agent drains the ring on a timer; it is woken only when the ring fills faster than that. */
+static __always_inline void emit(void *event, __u64 size)
+{
+	__u64 flags = BPF_RB_NO_WAKEUP;
+
+	if (bpf_ringbuf_query(&events, BPF_RB_AVAIL_DATA) > (4 << 20))
+		flags = BPF_RB_FORCE_WAKEUP;
+	if (bpf_ringbuf_output(&events, event, size, flags))
+		count(COUNT_EVENT_LOST);
+}
+
+static __always_inline struct target *current_target(__u32 *pid)
+{
+	*pid = bpf_get_current_pid_tgid() >> 32;
+	return bpf_map_lookup_elem(&targets, pid);
+}
+
+static __always_inline __u64 thread_key(void)
+{
+	return TASK_KEY_THREAD | (__u32)bpf_get_current_pid_tgid();
+}
+
+/*
+ * The task key of the running thread: tokio's current task id, read from its thread-local
+ * (tokio src/runtime/context.rs, CONTEXT.current_task_id), or the thread id where that is 0.
+ */
+static __always_inline __u64 current_task_key(const struct target *target)
+{
+	struct task_struct *task;
+	__u64 id = 0;
+
+	if (!target->tokio_task_id)
+		return thread_key();
+	task = (struct task_struct *)bpf_get_current_task();
+	if (bpf_probe_read_user(&id, sizeof(id),
+				(void *)(BPF_CORE_READ(task, thread.fsbase) + target->tokio_task_id))) {
+		count(COUNT_READ_FAULT);
+		return thread_key();
+	}
+	return id && !(id & TASK_KEY_THREAD) ? id : thread_key();
+}
+
+static __always_inline struct span_bucket *task_bucket(__u32 pid, __u64 key)
+{
+	void *tasks = bpf_map_lookup_elem(&spans_in_progress, &pid);
+	__u32 index = spans_bucket_of(key);
+
+	return tasks ? bpf_map_lookup_elem(tasks, &index) : NULL;
+}
+
+/* Number of the key's slot in its bucket, or -1. */
+GLOBAL int bucket_find(struct span_bucket *bucket, __u64 key)
+{
+	for (int i = 0; bucket && i < SPANS_BUCKET_SLOTS; i++)
+		if (*(volatile __u64 *)&bucket->slots[i].key == key)
+			return i;
+	return -1;
+}
+
+GLOBAL int slot_push(struct span_slot *slot, __u64 key, struct span_frame *frame)
+{
+	return slot && frame ? spans_push(slot, key, frame) : SPANS_ABSENT;
+}
+
+GLOBAL int slot_end(struct span_slot *slot, __u64 key, __u64 span_id)
+{
+	return slot ? spans_end(slot, key, span_id) : SPANS_ABSENT;
+}
+
+GLOBAL int slot_clear(struct span_slot *slot, __u64 key)
+{
+	return slot ? spans_clear(slot, key) : SPANS_ABSENT;
+}
+
+GLOBAL int slot_active(struct span_slot *slot, __u64 key, struct active_spans *found)
+{
+	return slot && found ? spans_active(slot, key, found) : SPANS_ABSENT;
+}
+
+GLOBAL int bucket_claim(struct span_bucket *bucket, __u64 key)
+{
+	for (int i = 0; bucket && i < SPANS_BUCKET_SLOTS; i++)
+		if (!__sync_val_compare_and_swap(&bucket->slots[i].key, 0, key))
+			return i;
+	return -1;
+}
+
+/* The slot of a task; NULL if it has none. */
+static __always_inline struct span_slot *find_slot(__u32 pid, __u64 key)
+{
+	struct span_bucket *bucket = task_bucket(pid, key);
+	int slot = bucket ? bucket_find(bucket, key) : -1;
+
+	return slot < 0 ? NULL : &bucket->slots[slot & (SPANS_BUCKET_SLOTS - 1)];
+}
+
+/* Makes a slot if the task, which is the running one, has none. */
+static __always_inline void push_span(__u32 pid, __u64 key, struct span_frame *frame)
+{
+	struct span_bucket *bucket = task_bucket(pid, key);
+	int slot, result;
+
+	if (!bucket)
+		return;
+	slot = bucket_find(bucket, key);
+	if (slot < 0)
+		slot = bucket_claim(bucket, key);
+	if (slot < 0) {
+		count(COUNT_TASKS_FULL);
+		return;
+	}
+	result = slot_push(&bucket->slots[slot & (SPANS_BUCKET_SLOTS - 1)], key, frame);
+	if (result == SPANS_OVERFLOW)
+		count(COUNT_STACK_FULL);
+	else if (result == SPANS_BUSY)
+		count(COUNT_SLOT_BUSY);
+}
+
+static __always_inline void end_span(__u32 pid, __u64 key, __u64 span_id)
+{
+	struct span_slot *slot = find_slot(pid, key);
+
+	if (slot)
+		slot_end(slot, key, span_id);
+}
+
+#endif

@@ -1,0 +1,66 @@
+/* What a program knows of a target; written by the agent before anything is attached. */
+#ifndef SPANWELD_TARGET_H
+#define SPANWELD_TARGET_H
+
+enum adopt_mode {
+	ADOPT_ACTIVE = 0, /* a root's parent is the innermost active span */
+	ADOPT_SERVER = 1, /* always the server span */
+};
+
+enum write_mode {
+	WRITE_OFF = 0,
+	WRITE_KERNEL = 1,
+	WRITE_STOP = 2,
+};
+
+/* Where the adoption of a target stands. Only moves forward, by compare-and-swap. */
+enum adoption {
+	ADOPTION_NONE = 0,	/* no SDK, or none that is known */
+	ADOPTION_UNVERIFIED = 1,/* waits for the first root, whose ids must be where the layout says */
+	ADOPTION_VERIFIED = 2,
+	ADOPTION_MISMATCH = 3,	/* they were not: nothing is written, ever */
+};
+
+/*
+ * Where opentelemetry_sdk keeps what the programs read, in bytes.
+ * opentelemetry_sdk src/trace/span.rs (Span, SpanData), opentelemetry src/trace/span_context.rs.
+ */
+struct sdk_layout {
+	__u16 context_trace_id; /* in SpanContext */
+	__u16 context_span_id;
+	__u16 context_is_remote;
+	__u16 context_flags;
+	__u16 span_context; /* in Span, as are all below */
+	__u16 span_data;
+	__u16 span_parent_id;
+	__u16 span_parent_is_remote; /* LAYOUT_ABSENT before 0.31 */
+	__u16 span_name_pointer;
+	__u16 span_name_length;
+	__u16 span_kind;
+	__u16 span_start_seconds;
+	__u16 span_start_nanos;
+	__u16 span_status;
+	__u32 pad;
+	__u64 span_data_none;  /* the u64 at span_data that says `data: None` */
+	__u64 status_unset;    /* the u64 at span_status that says Status::Unset; */
+	__u64 status_ok;       /* … Status::Ok; anything else is Status::Error */
+	__u32 end_none_nanos;  /* the nanoseconds that say `None` in the end time passed in registers */
+	__u32 pad_end;
+};
+
+#define LAYOUT_ABSENT 0xffff
+
+/* targets: value. `adoption` is changed by programs, all else is constant while attached. */
+struct target {
+	__u64 tokio_task_id; /* offset from the thread pointer, two's complement; 0: no tokio */
+	__u64 sample_below;  /* a root is sampled if (low half of its trace id >> 1) < this */
+	__u32 adoption;	     /* enum adoption */
+	__u32 adopt_mode;
+	__u32 write_mode;
+	__u32 tracer; /* process id of the stop writer's tracer, 0: none */
+	__u32 parent_based;
+	__u32 wants_manual_spans; /* an exporter shows them */
+	struct sdk_layout layout;
+};
+
+#endif

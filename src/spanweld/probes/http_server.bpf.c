@@ -1,0 +1,1406 @@
+/*
+ * HTTP server: server spans from the socket traffic of a target, by system call tracepoints, with
+ * no symbol of the target.
+ *
+ * Bytes are looked at when the system call returns: they are resident then and their count is
+ * known. A connection is known by its socket, not by its descriptor, so a duplicate is the same
+ * connection and a reused number is another. Tracepoint programs are not preempted, but two
+ * threads can be in one connection: `busy` tells.
+ */
+#include "maps.bpf.h"
+#include "http_server.h"
+
+#define AF_UNIX 1
+#define AF_INET 2
+#define AF_INET6 10
+#define SOCK_STREAM 1
+#define S_IFMT 0170000
+#define S_IFSOCK 0140000
+#define MSG_PEEK 2
+#define F_DUPFD 0
+#define F_DUPFD_CLOEXEC 1030
+
+#define HEAD_MAX 16384
+#define LINE_MAX 448   /* what is kept of a line */
+#define LINE_STEP 64   /* bytes read at a time */
+#define SCAN_STEPS 1024 /* reads, skipped bodies and buffers of one system call */
+#define IOV_MAX 1024
+#define QUEUE_MAX 16
+#define EXCLUDED_MAX 8
+#define EXCLUDED_LENGTH 64
+
+enum parse_state {
+	START_LINE = 0,
+	HEADERS,
+	BODY_COUNTED,
+	CHUNK_SIZE,
+	CHUNK_DATA,
+	TRAILERS,
+	BODY_UNTIL_CLOSE,
+	OPAQUE,
+};
+
+/* One way of a connection: what has been seen of the message under way. */
+struct direction {
+	__u64 body_left; /* BODY_COUNTED, CHUNK_DATA: bytes until the next state */
+	__u64 started;	 /* time of the message's first byte */
+	__u64 content_length;
+	__u32 head_length;
+	__u32 line_length; /* of the line under way; what exceeds LINE_MAX is not kept */
+	__u8 state;
+	__u8 has_length;
+	__u8 chunked;
+	__u8 upgrade;
+	__u16 status;
+	__u16 pad;
+	char line[LINE_MAX + LINE_STEP];
+};
+
+struct connection {
+	__u32 busy;
+	__u32 pid;
+	__u32 references; /* descriptors */
+	__u8 requests_open; /* 1: requests[active] waits for its response */
+	__u8 active;	    /* index in requests; the other one is being read */
+	__u8 said_opaque;
+	__u8 pad;
+	__u32 queue_head; /* numbers of pipelined requests in `queued_requests` */
+	__u32 queue_tail;
+	struct http_addresses addresses;
+	struct direction in;
+	struct direction out;
+	struct server_span_event requests[2];
+};
+
+struct connection_key {
+	__u64 socket; /* struct sock; */
+	__u64 inode;  /* its inode number, since addresses come back */
+	__u32 pid;
+	__u32 pad;
+};
+
+/* Made at accept or at the first request line; deleted at close, and by the agent with the target. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 32768);
+	__type(key, struct connection_key);
+	__type(value, struct connection);
+} connections SEC(".maps");
+
+struct queue_key {
+	struct connection_key connection;
+	__u64 number;
+};
+
+/* Pipelined requests whose turn has not come. Written and deleted here. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 4096);
+	__type(key, struct queue_key);
+	__type(value, struct server_span_event);
+} queued_requests SEC(".maps");
+
+struct listening_key {
+	__u32 pid;
+	__u32 port;
+};
+
+/* Ports that a target listened on when the agent came. Written and deleted by the agent. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 4096);
+	__type(key, struct listening_key);
+	__type(value, __u8);
+} listening SEC(".maps");
+
+/* A path is left out if, under the mask, it equals a pattern; a zero mask ends the list. */
+struct excluded_path {
+	__u64 pattern[EXCLUDED_LENGTH / 8];
+	__u64 mask[EXCLUDED_LENGTH / 8];
+};
+
+const volatile struct excluded_path excluded_paths[EXCLUDED_MAX] = {};
+
+/* What a new connection is copied from: too large for the stack. */
+static const struct connection new_connection = { .references = 1 };
+
+/* The way through the buffers of one system call. */
+struct scan {
+	struct connection *connection;
+	struct connection_key *key;
+	struct target *target;
+	__u64 vector; /* address of the next struct iovec, 0: none */
+	__u64 base;
+	__u64 in_buffer; /* bytes left in this buffer */
+	__u64 left;	 /* bytes left of the system call */
+	__u64 now;
+	__u32 pid;
+	__u32 is_out;
+};
+
+#ifndef load64
+#define load64(pointer) (*(const __u64 *)(pointer))
+#define load32(pointer) (*(const __u32 *)(pointer))
+#endif
+
+#define LOWER 0x2020202020202020ULL
+#define FIRST_BYTES(n) ((1ULL << (8 * (n))) - 1)
+#define TEXT8(a, b, c, d, e, f, g, h)                                                                        \
+	((__u64)(a) | (__u64)(b) << 8 | (__u64)(c) << 16 | (__u64)(d) << 24 | (__u64)(e) << 32 |             \
+	 (__u64)(f) << 40 | (__u64)(g) << 48 | (__u64)(h) << 56)
+
+static __always_inline char line_char(const struct direction *d, __u32 at)
+{
+	return d->line[at & (LINE_MAX + LINE_STEP - 1)];
+}
+
+/* Length of the line that is kept, without its end; `from` where a header's value begins. */
+static __always_inline __u32 trimmed(const struct direction *d, __u32 from)
+{
+	__u32 end = d->line_length < LINE_MAX ? d->line_length : LINE_MAX;
+
+	for (int i = 0; i < 8; i++) {
+		char c;
+
+		if (end <= from)
+			break;
+		c = line_char(d, end - 1);
+		if (c != '\n' && c != '\r' && c != ' ' && c != '\t')
+			break;
+		end--;
+	}
+	return end;
+}
+
+static __always_inline __u32 value_start(const struct direction *d, __u32 from)
+{
+	for (int i = 0; i < 8; i++) {
+		char c = line_char(d, from);
+
+		if (c != ' ' && c != '\t')
+			break;
+		from++;
+	}
+	return from;
+}
+
+/* A length of decimal digits and nothing else; false: malformed. */
+static __always_inline bool parse_length(const struct direction *d, __u32 from, __u64 *length)
+{
+	__u32 end = trimmed(d, from);
+	__u64 number = 0;
+
+	if (end <= from || end - from > 18)
+		return false;
+	for (int i = 0; i < 18; i++) {
+		__u32 digit;
+
+		if (from >= end)
+			break;
+		digit = (__u32)(__u8)line_char(d, from) - '0';
+		if (digit > 9)
+			return false;
+		number = number * 10 + digit;
+		from++;
+	}
+	*length = number;
+	return true;
+}
+
+/*
+ * HEX and the value of a hexadecimal digit, 0 for other characters; UPPER is added for A to F,
+ * which the W3C recommendation forbids. A table: a branch a digit is too much for the verifier.
+ */
+#define HEX 0x80
+#define UPPER 0x40
+#define HEX6(more, from)                                                                                     \
+	HEX | more | (from), HEX | more | (from + 1), HEX | more | (from + 2), HEX | more | (from + 3),      \
+		HEX | more | (from + 4), HEX | more | (from + 5)
+static const __u8 hex_digits[256] = {
+	['0'] = HEX6(0, 0), HEX | 6, HEX | 7, HEX | 8, HEX | 9, ['a'] = HEX6(0, 10), ['A'] = HEX6(UPPER, 10),
+};
+
+/* Sets *bad to something if a character is not a lower-case hexadecimal digit. */
+static __always_inline __u64 parse_hex(const char *text, int digits, __u8 *bad)
+{
+	__u64 number = 0;
+
+	for (int i = 0; i < digits; i++) {
+		__u8 digit = hex_digits[(__u8)text[i]];
+
+		*bad |= (digit ^ HEX) & (HEX | UPPER);
+		number = number << 4 | (digit & 15);
+	}
+	return number;
+}
+
+/* https://www.w3.org/TR/trace-context/#traceparent-header: what is malformed is no parent. */
+GLOBAL int parse_traceparent(struct direction *d, struct server_span_event *request)
+{
+	__u64 version, high, low, parent, flags;
+	char text[56] = {};
+	__u32 from, length;
+	__u8 bad = 0;
+
+	if (!d || !request)
+		return 0;
+	from = value_start(d, 12);
+	length = trimmed(d, from) - from;
+	if (request->traceparents < 2)
+		request->traceparents++;
+	request->trace_id_low = request->trace_id_high = request->parent_span_id = 0;
+	if (request->traceparents > 1 || length < 55 || from > 64)
+		return 0;
+	if (bpf_probe_read_kernel(text, sizeof(text), &d->line[from]))
+		return 0;
+	version = parse_hex(text, 2, &bad);
+	high = parse_hex(text + 3, 16, &bad);
+	low = parse_hex(text + 19, 16, &bad);
+	parent = parse_hex(text + 36, 16, &bad);
+	flags = parse_hex(text + 53, 2, &bad);
+	if (bad || text[2] != '-' || text[35] != '-' || text[52] != '-' || version == 0xff ||
+	    (version == 0 && length != 55) || (length > 55 && text[55] != '-') || !(high | low) || !parent)
+		return 0;
+	request->trace_id_high = high;
+	request->trace_id_low = low;
+	request->parent_span_id = parent;
+	request->flags = flags & TRACE_FLAG_SAMPLED;
+	return 0;
+}
+
+/* 0: well-formed, 1: an empty line before the request line, < 0: minus an opaque_reason. */
+GLOBAL int parse_request_line(struct direction *d, struct server_span_event *request)
+{
+	__u32 length, method_length = 0, target_length;
+	__u64 word;
+	__u8 method = METHOD_OTHER;
+
+	if (!d || !request)
+		return -OPAQUE_FRAMING;
+	length = trimmed(d, 0);
+	if (!length)
+		return 1;
+	word = load64(d->line);
+	if ((__u32)word == ((__u32)FIRST_BYTES(4) & TEXT8('G', 'E', 'T', ' ', 0, 0, 0, 0))) {
+		method = METHOD_GET;
+		method_length = 3;
+	} else if ((word & FIRST_BYTES(5)) == TEXT8('P', 'O', 'S', 'T', ' ', 0, 0, 0)) {
+		method = METHOD_POST;
+		method_length = 4;
+	} else if ((word & FIRST_BYTES(4)) == TEXT8('P', 'U', 'T', ' ', 0, 0, 0, 0)) {
+		method = METHOD_PUT;
+		method_length = 3;
+	} else if ((word & FIRST_BYTES(5)) == TEXT8('H', 'E', 'A', 'D', ' ', 0, 0, 0)) {
+		method = METHOD_HEAD;
+		method_length = 4;
+	} else if ((word & FIRST_BYTES(6)) == TEXT8('P', 'A', 'T', 'C', 'H', ' ', 0, 0)) {
+		method = METHOD_PATCH;
+		method_length = 5;
+	} else if ((word & FIRST_BYTES(7)) == TEXT8('D', 'E', 'L', 'E', 'T', 'E', ' ', 0)) {
+		method = METHOD_DELETE;
+		method_length = 6;
+	} else if (word == TEXT8('O', 'P', 'T', 'I', 'O', 'N', 'S', ' ')) {
+		method = METHOD_OPTIONS;
+		method_length = 7;
+	} else if ((word & FIRST_BYTES(6)) == TEXT8('T', 'R', 'A', 'C', 'E', ' ', 0, 0)) {
+		method = METHOD_TRACE;
+		method_length = 5;
+	} else if (word == TEXT8('C', 'O', 'N', 'N', 'E', 'C', 'T', ' ')) {
+		method = METHOD_CONNECT;
+		method_length = 7;
+	} else if (word == TEXT8('P', 'R', 'I', ' ', '*', ' ', 'H', 'T')) {
+		return -OPAQUE_HTTP2;
+	} else {
+		for (int i = 0; i < HTTP_METHOD_MAX; i++) {
+			char c = line_char(d, i);
+
+			if (c == ' ')
+				break;
+			if ((c < 'A' || c > 'Z') && c != '-' && c != '_')
+				return -OPAQUE_FRAMING;
+			method_length++;
+		}
+		if (!method_length || method_length >= HTTP_METHOD_MAX)
+			return -OPAQUE_FRAMING;
+		if (bpf_probe_read_kernel(request->method_name, method_length, d->line))
+			return -OPAQUE_FRAMING;
+		request->method_name[method_length & (HTTP_METHOD_MAX - 1)] = 0;
+	}
+	request->method = method;
+	request->version_minor = 1;
+	if (d->line_length <= LINE_MAX) {
+		char minor;
+
+		if (length < method_length + 11)
+			return -OPAQUE_FRAMING;
+		length -= 9; /* " HTTP/1.1" */
+		if (length >= LINE_MAX)
+			return -OPAQUE_FRAMING;
+		if (load64(&d->line[length]) != TEXT8(' ', 'H', 'T', 'T', 'P', '/', '1', '.'))
+			return -OPAQUE_FRAMING;
+		minor = line_char(d, length + 8);
+		if (minor != '0' && minor != '1')
+			return -OPAQUE_FRAMING;
+		request->version_minor = minor - '0';
+	}
+	target_length = length - method_length - 1;
+	if (target_length > HTTP_TARGET_MAX || d->line_length > LINE_MAX)
+		request->target_cut = 1;
+	if (target_length > HTTP_TARGET_MAX)
+		target_length = HTTP_TARGET_MAX;
+	if (method_length > HTTP_METHOD_MAX)
+		return -OPAQUE_FRAMING;
+	if (bpf_probe_read_kernel(request->target, target_length, &d->line[method_length + 1]))
+		return -OPAQUE_FRAMING;
+	request->target_length = target_length;
+	return 0;
+}
+
+/* Content-Length and Transfer-Encoding, of a request or of a response. 1: was one of them. */
+static __always_inline int parse_framing_header(struct direction *d, __u64 w0, __u64 w1)
+{
+	__u64 length;
+
+	if (w0 == TEXT8('c', 'o', 'n', 't', 'e', 'n', 't', '-') &&
+	    (w1 & FIRST_BYTES(7)) == TEXT8('l', 'e', 'n', 'g', 't', 'h', ':', 0)) {
+		if (!parse_length(d, value_start(d, 15), &length))
+			return -OPAQUE_FRAMING;
+		if (d->has_length && d->content_length != length)
+			return -OPAQUE_FRAMING;
+		d->has_length = 1;
+		d->content_length = length;
+		return 1;
+	}
+	if (w0 == TEXT8('t', 'r', 'a', 'n', 's', 'f', 'e', 'r') &&
+	    w1 == TEXT8('-', 'e', 'n', 'c', 'o', 'd', 'i', 'n') &&
+	    ((load64(&d->line[16]) | LOWER) & FIRST_BYTES(2)) == TEXT8('g', ':', 0, 0, 0, 0, 0, 0)) {
+		__u32 end = trimmed(d, 18);
+
+		/* The last coding frames the message, and it must be chunked. */
+		if (end < 25 || end > LINE_MAX || d->line_length > LINE_MAX || d->chunked)
+			return -OPAQUE_FRAMING;
+		if (((load64(&d->line[end - 8]) | LOWER) >> 8) != (TEXT8('c', 'h', 'u', 'n', 'k', 'e', 'd', 0)))
+			return -OPAQUE_FRAMING;
+		d->chunked = 1;
+		return 1;
+	}
+	if (w0 == TEXT8('u', 'p', 'g', 'r', 'a', 'd', 'e', ':')) {
+		d->upgrade = 1;
+		return 1;
+	}
+	return 0;
+}
+
+GLOBAL int parse_request_header(struct direction *d, struct server_span_event *request)
+{
+	__u64 w0, w1;
+	__u32 from, length;
+	int result;
+
+	if (!d || !request)
+		return -OPAQUE_FRAMING;
+	w0 = load64(d->line) | LOWER;
+	w1 = load64(&d->line[8]) | LOWER;
+	/* A line that goes on from the one before could hide how the body is framed. */
+	if (d->line[0] == ' ' || d->line[0] == '\t')
+		return -OPAQUE_FRAMING;
+	result = parse_framing_header(d, w0, w1);
+	if (result)
+		return result < 0 ? result : 0;
+	if ((w0 & FIRST_BYTES(5)) == TEXT8('h', 'o', 's', 't', ':', 0, 0, 0)) {
+		from = value_start(d, 5);
+		length = trimmed(d, from) - from;
+		if (length > HTTP_HOST_MAX || from > 16)
+			return 0;
+		if (length && !bpf_probe_read_kernel(request->host, length, &d->line[from]))
+			request->host_length = length;
+		return 0;
+	}
+	if (w0 == TEXT8('u', 's', 'e', 'r', '-', 'a', 'g', 'e') &&
+	    (w1 & FIRST_BYTES(3)) == TEXT8('n', 't', ':', 0, 0, 0, 0, 0)) {
+		from = value_start(d, 11);
+		length = trimmed(d, from) - from;
+		if (length > HTTP_USER_AGENT_MAX)
+			length = HTTP_USER_AGENT_MAX;
+		if (from > 24)
+			return 0;
+		if (length && !bpf_probe_read_kernel(request->user_agent, length, &d->line[from]))
+			request->user_agent_length = length;
+		return 0;
+	}
+	if (w0 == TEXT8('t', 'r', 'a', 'c', 'e', 'p', 'a', 'r') &&
+	    (w1 & FIRST_BYTES(4)) == TEXT8('e', 'n', 't', ':', 0, 0, 0, 0))
+		parse_traceparent(d, request);
+	return 0;
+}
+
+GLOBAL int parse_status_line(struct direction *d)
+{
+	__u32 status = 0;
+
+	if (!d)
+		return -OPAQUE_FRAMING;
+	if ((load64(d->line) & FIRST_BYTES(7)) != TEXT8('H', 'T', 'T', 'P', '/', '1', '.', 0) ||
+	    d->line[8] != ' ')
+		return -OPAQUE_FRAMING;
+	for (int i = 9; i < 12; i++) {
+		__u32 digit = (__u32)(__u8)d->line[i] - '0';
+
+		if (digit > 9)
+			return -OPAQUE_FRAMING;
+		status = status * 10 + digit;
+	}
+	if (status < 100)
+		return -OPAQUE_FRAMING;
+	d->status = status;
+	return 0;
+}
+
+GLOBAL int parse_response_header(struct direction *d)
+{
+	int result;
+
+	if (!d || d->line[0] == ' ' || d->line[0] == '\t')
+		return -OPAQUE_FRAMING;
+	result = parse_framing_header(d, load64(d->line) | LOWER, load64(&d->line[8]) | LOWER);
+	return result < 0 ? result : 0;
+}
+
+/* Chunk size line -> bytes until the next one, or the trailers after the last. */
+GLOBAL int parse_chunk_size(struct direction *d)
+{
+	__u64 size = 0;
+	int digits = 0;
+
+	if (!d)
+		return -OPAQUE_FRAMING;
+	for (int i = 0; i < 12; i++) {
+		__u8 digit = hex_digits[(__u8)d->line[i]];
+
+		if (!(digit & HEX))
+			break;
+		size = size << 4 | (digit & 15);
+		digits++;
+	}
+	if (!digits || digits == 12)
+		return -OPAQUE_FRAMING;
+	if (size) {
+		d->state = CHUNK_DATA;
+		d->body_left = size + 2;
+	} else {
+		d->state = TRAILERS;
+	}
+	return 0;
+}
+
+static __always_inline void next_message(struct direction *d)
+{
+	d->state = START_LINE;
+	d->line_length = 0;
+	d->head_length = 0;
+	d->has_length = 0;
+	d->content_length = 0;
+	d->chunked = 0;
+	d->upgrade = 0;
+	d->status = 0;
+	d->started = 0;
+}
+
+static __always_inline bool path_is_excluded(const struct server_span_event *request)
+{
+	for (int i = 0; i < EXCLUDED_MAX; i++) {
+		__u64 differs = 0;
+
+		if (!excluded_paths[i].mask[0])
+			break;
+		for (int j = 0; j < EXCLUDED_LENGTH / 8; j++) {
+			__u64 mask = excluded_paths[i].mask[j];
+
+			if (!mask)
+				break;
+			differs |= (load64(&request->target[8 * j]) ^ excluded_paths[i].pattern[j]) & mask;
+		}
+		if (!differs)
+			return true;
+	}
+	return false;
+}
+
+static __always_inline __u64 random64(void)
+{
+	return (__u64)bpf_get_prandom_u32() << 32 | bpf_get_prandom_u32();
+}
+
+/* requests[active] begins to be handled by the running task: its span gets its ids here. */
+GLOBAL int activate(struct connection *c, struct target *target, __u64 key)
+{
+	struct server_span_event *request;
+	struct span_frame frame = {};
+
+	if (!c || !target)
+		return 0;
+	request = &c->requests[c->active & 1];
+	c->requests_open = 1;
+	request->excluded = path_is_excluded(request);
+	if (request->excluded) {
+		count(COUNT_EXCLUDED);
+		return 0;
+	}
+	if (request->parent_span_id && target->parent_based) {
+		/* flags: what the parent decided */
+	} else {
+		if (!request->parent_span_id) {
+			request->trace_id_high = random64();
+			request->trace_id_low = random64() | 1; /* never 0 */
+		}
+		request->flags = (request->trace_id_low >> 1) < target->sample_below ? TRACE_FLAG_SAMPLED : 0;
+	}
+	if (!(request->flags & TRACE_FLAG_SAMPLED))
+		count(COUNT_UNSAMPLED);
+	request->span_id = random64() | 1ULL << 63;
+	request->task_key = key;
+	request->addresses = c->addresses;
+	frame.trace_id_low = request->trace_id_low;
+	frame.trace_id_high = request->trace_id_high;
+	frame.span_id = request->span_id;
+	frame.remote_parent = request->parent_span_id;
+	frame.flags = request->flags;
+	frame.kind = FRAME_SERVER;
+	push_span(c->pid, key, &frame);
+	return 0;
+}
+
+/* requests[active] is over: its span leaves its task's stack and goes out. */
+GLOBAL int finish(struct connection *c, __u32 status, __u32 ended_by)
+{
+	struct server_span_event *request;
+	__u64 length;
+
+	if (!c || !c->requests_open)
+		return 0;
+	request = &c->requests[c->active & 1];
+	c->requests_open = 0;
+	if (request->excluded)
+		return 0;
+	end_span(c->pid, request->task_key, request->span_id);
+	if (!(request->flags & TRACE_FLAG_SAMPLED))
+		return 0;
+	request->head.kind = EVENT_SERVER_SPAN;
+	request->head.pid = c->pid;
+	request->head.at = bpf_ktime_get_ns();
+	request->status = status;
+	request->ended_by = ended_by;
+	length = request->target_length;
+	if (length > HTTP_TARGET_MAX)
+		length = HTTP_TARGET_MAX;
+	emit(request, offsetof(struct server_span_event, target) + length);
+	count(COUNT_SERVER_SPANS);
+	return 0;
+}
+
+static __always_inline void clear_request(struct server_span_event *request)
+{
+	__builtin_memset(request, 0, offsetof(struct server_span_event, host));
+	for (int i = 0; i < HTTP_TARGET_MAX / 8; i++)
+		((__u64 *)request->target)[i] = 0;
+}
+
+GLOBAL int say_opaque(struct connection *c, __u32 reason)
+{
+	struct connection_opaque_event event = {};
+
+	if (!c)
+		return 0;
+	if (c->said_opaque)
+		return 0;
+	c->said_opaque = 1;
+	if (reason == OPAQUE_TLS)
+		count(COUNT_TLS);
+	else if (reason == OPAQUE_HTTP2)
+		count(COUNT_HTTP2);
+	else if (reason == OPAQUE_HEAD_TOO_LONG)
+		count(COUNT_HEAD_TOO_LONG);
+	else if (reason == OPAQUE_SCAN_LIMIT)
+		count(COUNT_SCAN_LIMIT);
+	else if (reason == OPAQUE_RESPONSE_WITHOUT_REQUEST)
+		count(COUNT_RESPONSE_WITHOUT_REQUEST);
+	else if (reason == OPAQUE_BUSY)
+		count(COUNT_CONNECTION_BUSY);
+	else if (reason == OPAQUE_QUEUE_FULL)
+		count(COUNT_QUEUE_FULL);
+	else
+		count(COUNT_FRAMING_ERROR);
+	event.head.kind = EVENT_CONNECTION_OPAQUE;
+	event.head.pid = c->pid;
+	event.head.at = bpf_ktime_get_ns();
+	event.reason = reason;
+	event.addresses = c->addresses;
+	emit(&event, sizeof(event));
+	return 0;
+}
+
+/*
+ * One way cannot be followed any more. What came in before an unreadable request may still be
+ * answered, so only the way out being lost ends the open span.
+ */
+static __always_inline void make_opaque(struct connection *c, bool is_out, __u32 reason)
+{
+	say_opaque(c, reason);
+	c->in.state = OPAQUE;
+	if (is_out) {
+		c->out.state = OPAQUE;
+		finish(c, c->out.status, END_UNFRAMED);
+	}
+}
+
+/* The head of a request is complete. */
+static __always_inline void request_head_done(struct scan *s)
+{
+	struct connection *c = s->connection;
+	struct direction *d = &c->in;
+	struct server_span_event *request = &c->requests[(c->active ^ 1) & 1];
+
+	request->start = d->started;
+	if (d->has_length && d->chunked) {
+		make_opaque(c, false, OPAQUE_FRAMING);
+		return;
+	}
+	if (!c->requests_open) {
+		c->active ^= 1;
+		activate(c, s->target, current_task_key(s->target));
+	} else {
+		struct queue_key key = {};
+
+		key.connection = *s->key;
+		key.number = c->queue_tail;
+		if (c->queue_tail - c->queue_head >= QUEUE_MAX ||
+		    bpf_map_update_elem(&queued_requests, &key, request, BPF_ANY)) {
+			make_opaque(c, false, OPAQUE_QUEUE_FULL);
+			return;
+		}
+		c->queue_tail++;
+	}
+	if (d->chunked) {
+		d->state = CHUNK_SIZE;
+		d->line_length = 0;
+	} else if (d->content_length) {
+		d->state = BODY_COUNTED;
+		d->body_left = d->content_length;
+	} else {
+		next_message(d);
+	}
+}
+
+/* The response under way is complete: its request ends, and the next pipelined one is handled. */
+static __always_inline void response_done(struct scan *s)
+{
+	struct connection *c = s->connection;
+	struct server_span_event *queued;
+	struct queue_key key = {};
+
+	finish(c, c->out.status, END_RESPONSE);
+	next_message(&c->out);
+	if (c->queue_head == c->queue_tail)
+		return;
+	key.connection = *s->key;
+	key.number = c->queue_head++;
+	queued = bpf_map_lookup_elem(&queued_requests, &key);
+	if (!queued)
+		return;
+	/* Not to the other place: a request that is being read is there. */
+	bpf_probe_read_kernel(&c->requests[c->active & 1], sizeof(*queued), queued);
+	bpf_map_delete_elem(&queued_requests, &key);
+	activate(c, s->target, current_task_key(s->target));
+}
+
+/* The head of a response is complete. RFC 9112, section 6.3 */
+static __always_inline void response_head_done(struct scan *s)
+{
+	struct connection *c = s->connection;
+	struct direction *d = &c->out;
+	__u8 method;
+
+	if (!c->requests_open) {
+		make_opaque(c, true, OPAQUE_RESPONSE_WITHOUT_REQUEST);
+		return;
+	}
+	method = c->requests[c->active & 1].method;
+	if (d->status == 101 || (method == METHOD_CONNECT && d->status / 100 == 2)) {
+		finish(c, d->status, END_UPGRADED);
+		c->in.state = OPAQUE;
+		d->state = OPAQUE;
+		return;
+	}
+	if (d->status < 200) { /* the final response is still to come */
+		next_message(d);
+		return;
+	}
+	if (method == METHOD_HEAD || d->status == 204 || d->status == 304) {
+		response_done(s);
+	} else if (d->chunked && d->has_length) {
+		make_opaque(c, true, OPAQUE_FRAMING);
+	} else if (d->chunked) {
+		d->state = CHUNK_SIZE;
+		d->line_length = 0;
+	} else if (!d->has_length) {
+		d->state = BODY_UNTIL_CLOSE;
+	} else if (d->content_length) {
+		d->state = BODY_COUNTED;
+		d->body_left = d->content_length;
+	} else {
+		response_done(s);
+	}
+}
+
+static __always_inline void message_done(struct scan *s)
+{
+	if (s->is_out)
+		response_done(s);
+	else
+		next_message(&s->connection->in);
+}
+
+/* A whole line is in d->line. */
+static __always_inline void line_done(struct scan *s, struct direction *d)
+{
+	struct connection *c = s->connection;
+	struct server_span_event *request = &c->requests[(c->active ^ 1) & 1];
+	bool empty = d->line[0] == '\n' || (d->line[0] == '\r' && d->line[1] == '\n');
+	int result = 0;
+
+	switch (d->state) {
+	case START_LINE:
+		if (s->is_out) {
+			result = parse_status_line(d);
+		} else {
+			clear_request(request);
+			result = parse_request_line(d, request);
+		}
+		if (!result)
+			d->state = HEADERS;
+		else if (result > 0)
+			d->started = 0;
+		break;
+	case HEADERS:
+		if (empty) {
+			if (s->is_out)
+				response_head_done(s);
+			else
+				request_head_done(s);
+		} else if (s->is_out) {
+			result = parse_response_header(d);
+		} else {
+			result = parse_request_header(d, request);
+		}
+		break;
+	case CHUNK_SIZE:
+		result = parse_chunk_size(d);
+		break;
+	case TRAILERS:
+		if (empty)
+			message_done(s);
+		break;
+	}
+	d->line_length = 0;
+	if (result < 0)
+		make_opaque(c, s->is_out, -result);
+}
+
+/* Index of the first '\n' in LINE_STEP bytes, or LINE_STEP. */
+static __always_inline __u32 find_newline(const char *text)
+{
+	for (int i = 0; i < LINE_STEP; i += 8) {
+		__u64 word = load64(text + i) ^ 0x0a0a0a0a0a0a0a0aULL;
+		__u64 zero = (word - 0x0101010101010101ULL) & ~word & 0x8080808080808080ULL;
+
+		if (zero)
+			/* bytes below the lowest zero byte, counted by a multiplication */
+			return i + (((((zero - 1) & ~zero) & 0x0101010101010101ULL) * 0x0101010101010101ULL) >> 56) -
+			       1;
+	}
+	return LINE_STEP;
+}
+
+static __always_inline void advance(struct scan *s, __u64 count)
+{
+	s->base += count;
+	s->in_buffer -= count;
+	s->left -= count;
+}
+
+/* One piece: a buffer to begin, a stretch of body to skip, or up to LINE_STEP bytes of a line. */
+static long scan_step(__u32 index, void *context)
+{
+	struct scan *s = context;
+	struct connection *c = s->connection;
+	struct direction *d = s->is_out ? &c->out : &c->in;
+	__u64 here;
+	__u32 want, at, found;
+
+	(void)index;
+	if (!s->left || d->state == OPAQUE || d->state == BODY_UNTIL_CLOSE)
+		return 1;
+	if (!s->in_buffer) {
+		__u64 iov[2];
+
+		if (!s->vector || bpf_probe_read_user(iov, sizeof(iov), (void *)s->vector)) {
+			count(COUNT_READ_FAULT);
+			make_opaque(c, s->is_out, OPAQUE_FRAMING);
+			return 1;
+		}
+		s->vector += sizeof(iov);
+		s->base = iov[0];
+		s->in_buffer = iov[1];
+		return 0;
+	}
+	here = s->in_buffer < s->left ? s->in_buffer : s->left;
+	if (d->state == BODY_COUNTED || d->state == CHUNK_DATA) {
+		if (here > d->body_left)
+			here = d->body_left;
+		d->body_left -= here;
+		advance(s, here);
+		if (!d->body_left) {
+			if (d->state == CHUNK_DATA) {
+				d->state = CHUNK_SIZE;
+				d->line_length = 0;
+			} else {
+				message_done(s);
+			}
+		}
+		return 0;
+	}
+	at = d->line_length;
+	if (at > LINE_MAX)
+		at = LINE_MAX;
+	want = here < LINE_STEP ? here : LINE_STEP;
+	if (bpf_probe_read_user(&d->line[at], want, (void *)s->base)) {
+		count(COUNT_READ_FAULT);
+		make_opaque(c, s->is_out, OPAQUE_FRAMING);
+		return 1;
+	}
+	if (d->state == START_LINE && !d->line_length) {
+		/* A TLS record of the handshake: content type 22, version 3.x */
+		if (!s->is_out && want > 2 && d->line[0] == 0x16 && d->line[1] == 3) {
+			make_opaque(c, false, OPAQUE_TLS);
+			c->out.state = OPAQUE;
+			return 1;
+		}
+		if (!d->started)
+			d->started = s->now;
+	}
+	found = find_newline(&d->line[at]);
+	if (found >= want) {
+		d->line_length += want;
+		d->head_length += want;
+		advance(s, want);
+	} else {
+		d->line_length += found + 1;
+		d->head_length += found + 1;
+		advance(s, found + 1);
+		line_done(s, d);
+	}
+	if (d->head_length > HEAD_MAX && (d->state == HEADERS || d->state == START_LINE)) {
+		make_opaque(c, s->is_out, OPAQUE_HEAD_TOO_LONG);
+		return 1;
+	}
+	/* A chunk's size line counts for itself. */
+	if (d->state == CHUNK_SIZE || d->state == CHUNK_DATA)
+		d->head_length = 0;
+	return 0;
+}
+
+/* The socket behind a descriptor of the running task; NULL if it is no stream socket. */
+static __always_inline struct sock *socket_of(__s32 fd, struct connection_key *key)
+{
+	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
+	struct fdtable *table;
+	struct file **slot;
+	struct file *file = NULL;
+	struct socket *socket;
+	struct inode *inode;
+	struct sock *sock;
+
+	if (fd < 0)
+		return NULL;
+	table = BPF_CORE_READ(task, files, fdt);
+	if ((__u32)fd >= BPF_CORE_READ(table, max_fds))
+		return NULL;
+	slot = BPF_CORE_READ(table, fd);
+	if (bpf_probe_read_kernel(&file, sizeof(file), &slot[fd]) || !file)
+		return NULL;
+	inode = BPF_CORE_READ(file, f_inode);
+	if ((BPF_CORE_READ(inode, i_mode) & S_IFMT) != S_IFSOCK)
+		return NULL;
+	socket = BPF_CORE_READ(file, private_data);
+	sock = BPF_CORE_READ(socket, sk);
+	if (!sock)
+		return NULL;
+	key->socket = (__u64)sock;
+	key->inode = BPF_CORE_READ(inode, i_ino);
+	return sock;
+}
+
+static __always_inline bool is_stream(struct sock *sock)
+{
+	__u16 family = BPF_CORE_READ(sock, __sk_common.skc_family);
+
+	if (family != AF_INET && family != AF_INET6 && family != AF_UNIX)
+		return false;
+	return BPF_CORE_READ(sock, sk_type) == SOCK_STREAM;
+}
+
+static __always_inline void read_addresses(struct sock *sock, struct http_addresses *addresses)
+{
+	addresses->family = BPF_CORE_READ(sock, __sk_common.skc_family);
+	if (addresses->family == AF_UNIX)
+		return;
+	addresses->peer_port = __builtin_bswap16(BPF_CORE_READ(sock, __sk_common.skc_dport));
+	addresses->local_port = BPF_CORE_READ(sock, __sk_common.skc_num);
+	if (addresses->family == AF_INET) {
+		*(__u32 *)addresses->peer = BPF_CORE_READ(sock, __sk_common.skc_daddr);
+		*(__u32 *)addresses->local = BPF_CORE_READ(sock, __sk_common.skc_rcv_saddr);
+	} else {
+		BPF_CORE_READ_INTO(&addresses->peer, sock, __sk_common.skc_v6_daddr);
+		BPF_CORE_READ_INTO(&addresses->local, sock, __sk_common.skc_v6_rcv_saddr);
+	}
+}
+
+static __always_inline struct connection *add_connection(struct connection_key *key, struct sock *sock)
+{
+	struct connection *c;
+
+	if (bpf_map_update_elem(&connections, key, &new_connection, BPF_ANY)) {
+		count(COUNT_CONNECTIONS_FULL);
+		return NULL;
+	}
+	c = bpf_map_lookup_elem(&connections, key);
+	if (!c)
+		return NULL;
+	c->pid = key->pid;
+	read_addresses(sock, &c->addresses);
+	return c;
+}
+
+/* A socket open before the agent came: served by the target if its port listens. */
+static __always_inline struct connection *discover(struct connection_key *key, struct sock *sock, __u64 base,
+						   __u64 vector)
+{
+	struct listening_key port = { .pid = key->pid };
+	__u64 word = 0, iov[2];
+	bool begins = false;
+
+	port.port = BPF_CORE_READ(sock, __sk_common.skc_num);
+	if (!bpf_map_lookup_elem(&listening, &port))
+		return NULL;
+	if (!base) {
+		if (bpf_probe_read_user(iov, sizeof(iov), (void *)vector))
+			return NULL;
+		base = iov[0];
+	}
+	if (bpf_probe_read_user(&word, sizeof(word), (void *)base))
+		return NULL;
+	/* METHOD SP: upper-case letters up to a space. */
+	for (int i = 0; i < 8; i++) {
+		__u8 c = word >> (8 * i);
+
+		if (c == ' ' && i >= 3) {
+			begins = true;
+			break;
+		}
+		if (c < 'A' || c > 'Z')
+			return NULL;
+	}
+	return begins ? add_connection(key, sock) : NULL;
+}
+
+/* `count` bytes at `base`, or in the vector of buffers at `vector`, went in or out at `fd`. */
+static __always_inline int traffic(__s32 fd, __u64 base, __u64 vector, __s64 length, bool is_out)
+{
+	struct connection_key key = {};
+	struct scan scan = {};
+	struct connection *c;
+	struct target *target;
+	struct sock *sock;
+
+	if (length <= 0)
+		return 0;
+	target = current_target(&key.pid);
+	if (!target)
+		return 0;
+	sock = socket_of(fd, &key);
+	if (!sock)
+		return 0;
+	c = bpf_map_lookup_elem(&connections, &key);
+	if (!c) {
+		if (is_out || length < 8 || !is_stream(sock))
+			return 0;
+		c = discover(&key, sock, base, vector);
+		if (!c)
+			return 0;
+	}
+	if ((is_out ? c->out.state : c->in.state) == OPAQUE)
+		return 0;
+	if (__sync_val_compare_and_swap(&c->busy, 0, 1)) {
+		c->in.state = OPAQUE;
+		count(COUNT_CONNECTION_BUSY);
+		return 0;
+	}
+	scan.connection = c;
+	scan.key = &key;
+	scan.target = target;
+	scan.vector = vector;
+	scan.base = base;
+	scan.in_buffer = base ? (__u64)length : 0;
+	scan.left = length;
+	scan.now = bpf_ktime_get_ns();
+	scan.pid = key.pid;
+	scan.is_out = is_out;
+	bpf_loop(SCAN_STEPS, scan_step, &scan, 0);
+	if (scan.left) {
+		struct direction *d = is_out ? &c->out : &c->in;
+
+		if (d->state != OPAQUE && d->state != BODY_UNTIL_CLOSE)
+			make_opaque(c, is_out, OPAQUE_SCAN_LIMIT);
+	}
+	c->busy = 0;
+	return 0;
+}
+
+/* What the kernel hands to programs at syscalls/sys_enter_* and sys_exit_*. */
+struct syscall_enter {
+	__u64 unused;
+	__u64 nr;
+	__u64 args[6];
+};
+
+struct syscall_exit {
+	__u64 unused;
+	__u64 nr;
+	__s64 ret;
+};
+
+/* The arguments are still in the registers that the thread entered the kernel with. */
+#define ARGUMENTS(regs)                                                                                      \
+	struct pt_regs *regs = (struct pt_regs *)bpf_task_pt_regs(bpf_get_current_task_btf())
+
+static __always_inline bool is_traced(void)
+{
+	__u32 pid = bpf_get_current_pid_tgid() >> 32;
+
+	return bpf_map_lookup_elem(&targets, &pid) != NULL;
+}
+
+static __always_inline int flat_traffic(struct syscall_exit *ctx, bool is_out)
+{
+	if (ctx->ret <= 0 || !is_traced())
+		return 0;
+	ARGUMENTS(regs);
+	return traffic(regs->di, regs->si, 0, ctx->ret, is_out);
+}
+
+static __always_inline int vector_traffic(struct syscall_exit *ctx, bool is_out)
+{
+	if (ctx->ret <= 0 || !is_traced())
+		return 0;
+	ARGUMENTS(regs);
+	return traffic(regs->di, 0, regs->si, ctx->ret, is_out);
+}
+
+static __always_inline int message_traffic(struct syscall_exit *ctx, bool is_out)
+{
+	__u64 vector;
+
+	if (ctx->ret <= 0 || !is_traced())
+		return 0;
+	ARGUMENTS(regs);
+	if (!is_out && regs->dx & MSG_PEEK)
+		return 0;
+	/* struct user_msghdr: msg_iov is at 16 */
+	if (bpf_probe_read_user(&vector, sizeof(vector), (void *)(regs->si + 16)))
+		return 0;
+	return traffic(regs->di, 0, vector, ctx->ret, is_out);
+}
+
+SEC("tp/syscalls/sys_exit_read")
+int http_read(struct syscall_exit *ctx)
+{
+	return flat_traffic(ctx, false);
+}
+
+SEC("tp/syscalls/sys_exit_recvfrom")
+int http_recvfrom(struct syscall_exit *ctx)
+{
+	if (ctx->ret <= 0 || !is_traced())
+		return 0;
+	ARGUMENTS(regs);
+	if (regs->r10 & MSG_PEEK)
+		return 0;
+	return traffic(regs->di, regs->si, 0, ctx->ret, false);
+}
+
+SEC("tp/syscalls/sys_exit_readv")
+int http_readv(struct syscall_exit *ctx)
+{
+	return vector_traffic(ctx, false);
+}
+
+SEC("tp/syscalls/sys_exit_recvmsg")
+int http_recvmsg(struct syscall_exit *ctx)
+{
+	return message_traffic(ctx, false);
+}
+
+SEC("tp/syscalls/sys_exit_write")
+int http_write(struct syscall_exit *ctx)
+{
+	return flat_traffic(ctx, true);
+}
+
+SEC("tp/syscalls/sys_exit_sendto")
+int http_sendto(struct syscall_exit *ctx)
+{
+	return flat_traffic(ctx, true);
+}
+
+SEC("tp/syscalls/sys_exit_writev")
+int http_writev(struct syscall_exit *ctx)
+{
+	return vector_traffic(ctx, true);
+}
+
+SEC("tp/syscalls/sys_exit_sendmsg")
+int http_sendmsg(struct syscall_exit *ctx)
+{
+	return message_traffic(ctx, true);
+}
+
+/* Bytes of a file: they can only be body, and are not in the target's memory. */
+SEC("tp/syscalls/sys_exit_sendfile64")
+int http_sendfile(struct syscall_exit *ctx)
+{
+	struct connection_key key = {};
+	struct scan scan = {};
+	struct connection *c;
+	struct target *target;
+
+	if (ctx->ret <= 0)
+		return 0;
+	target = current_target(&key.pid);
+	if (!target)
+		return 0;
+	ARGUMENTS(regs);
+	if (!socket_of(regs->di, &key))
+		return 0;
+	c = bpf_map_lookup_elem(&connections, &key);
+	if (!c || c->out.state == OPAQUE || c->out.state == BODY_UNTIL_CLOSE)
+		return 0;
+	if ((c->out.state != BODY_COUNTED && c->out.state != CHUNK_DATA) ||
+	    (__u64)ctx->ret > c->out.body_left) {
+		make_opaque(c, true, OPAQUE_FRAMING);
+		return 0;
+	}
+	c->out.body_left -= ctx->ret;
+	if (c->out.body_left)
+		return 0;
+	scan.connection = c;
+	scan.key = &key;
+	scan.target = target;
+	scan.pid = key.pid;
+	scan.is_out = true;
+	if (c->out.state == CHUNK_DATA) {
+		c->out.state = CHUNK_SIZE;
+		c->out.line_length = 0;
+	} else {
+		response_done(&scan);
+	}
+	return 0;
+}
+
+static __always_inline int accepted(struct syscall_exit *ctx)
+{
+	struct connection_key key = {};
+	struct sock *sock;
+
+	if (ctx->ret < 0 || !current_target(&key.pid))
+		return 0;
+	sock = socket_of(ctx->ret, &key);
+	if (sock && is_stream(sock))
+		add_connection(&key, sock);
+	return 0;
+}
+
+SEC("tp/syscalls/sys_exit_accept4")
+int http_accept4(struct syscall_exit *ctx)
+{
+	return accepted(ctx);
+}
+
+SEC("tp/syscalls/sys_exit_accept")
+int http_accept(struct syscall_exit *ctx)
+{
+	return accepted(ctx);
+}
+
+static long drop_queued(__u32 index, void *context)
+{
+	struct queue_key *key = context;
+
+	(void)index;
+	bpf_map_delete_elem(&queued_requests, key);
+	key->number++;
+	return 0;
+}
+
+/* A descriptor goes; with the last one of a connection, all that is open on it ends. */
+static __always_inline int closed(__s32 fd)
+{
+	struct queue_key key = {};
+	struct connection *c;
+
+	if (!current_target(&key.connection.pid) || !socket_of(fd, &key.connection))
+		return 0;
+	c = bpf_map_lookup_elem(&connections, &key.connection);
+	if (!c)
+		return 0;
+	if (__sync_fetch_and_add(&c->references, -1) > 1)
+		return 0;
+	/* A response that lasts until the close is complete now. */
+	finish(c, c->out.status, c->out.state == BODY_UNTIL_CLOSE ? END_RESPONSE : END_CLOSED);
+	if (c->queue_head != c->queue_tail) {
+		key.number = c->queue_head;
+		bpf_loop(QUEUE_MAX, drop_queued, &key, 0);
+	}
+	bpf_map_delete_elem(&connections, &key.connection);
+	return 0;
+}
+
+/* On entry: once the kernel has closed it, another thread may be given the same number. */
+SEC("tp/syscalls/sys_enter_close")
+int http_close(struct syscall_enter *ctx)
+{
+	return closed(ctx->args[0]);
+}
+
+/* The way out is shut: a response that lasts until then is complete. */
+SEC("tp/syscalls/sys_enter_shutdown")
+int http_shutdown(struct syscall_enter *ctx)
+{
+	struct connection_key key = {};
+	struct connection *c;
+
+	if (!current_target(&key.pid) || ctx->args[1] == 0 || !socket_of(ctx->args[0], &key))
+		return 0;
+	c = bpf_map_lookup_elem(&connections, &key);
+	if (!c || c->out.state == OPAQUE)
+		return 0;
+	if (c->out.state == BODY_UNTIL_CLOSE)
+		finish(c, c->out.status, END_RESPONSE);
+	else
+		finish(c, c->out.status, END_CLOSED);
+	c->in.state = OPAQUE;
+	c->out.state = OPAQUE;
+	return 0;
+}
+
+static __always_inline int duplicated(__s64 fd)
+{
+	struct connection_key key = {};
+	struct connection *c;
+
+	if (fd < 0 || !current_target(&key.pid) || !socket_of(fd, &key))
+		return 0;
+	c = bpf_map_lookup_elem(&connections, &key);
+	if (c)
+		__sync_fetch_and_add(&c->references, 1);
+	return 0;
+}
+
+SEC("tp/syscalls/sys_exit_dup")
+int http_dup(struct syscall_exit *ctx)
+{
+	return duplicated(ctx->ret);
+}
+
+SEC("tp/syscalls/sys_exit_dup2")
+int http_dup2(struct syscall_exit *ctx)
+{
+	return duplicated(ctx->ret);
+}
+
+SEC("tp/syscalls/sys_exit_dup3")
+int http_dup3(struct syscall_exit *ctx)
+{
+	return duplicated(ctx->ret);
+}
+
+/* dup2 and dup3 close the number that they take, without a close. */
+SEC("tp/syscalls/sys_enter_dup2")
+int http_dup2_over(struct syscall_enter *ctx)
+{
+	return closed(ctx->args[1]);
+}
+
+SEC("tp/syscalls/sys_enter_dup3")
+int http_dup3_over(struct syscall_enter *ctx)
+{
+	return closed(ctx->args[1]);
+}
+
+SEC("tp/syscalls/sys_exit_fcntl")
+int http_fcntl(struct syscall_exit *ctx)
+{
+	if (ctx->ret < 0 || !is_traced())
+		return 0;
+	ARGUMENTS(regs);
+	if (regs->si != F_DUPFD && regs->si != F_DUPFD_CLOEXEC)
+		return 0;
+	return duplicated(ctx->ret);
+}
+
+/*
+ * A thread that waits for events again is done with what it did as itself (tasks have keys of
+ * their own): what it handles next need not be the same request.
+ */
+static __always_inline int thread_waits(void)
+{
+	struct span_slot *slot;
+	__u64 key = thread_key();
+	__u32 pid;
+
+	if (!current_target(&pid))
+		return 0;
+	slot = find_slot(pid, key);
+	if (slot)
+		slot_clear(slot, key);
+	return 0;
+}
+
+SEC("tp/syscalls/sys_enter_epoll_wait")
+int http_epoll_wait(struct syscall_enter *ctx)
+{
+	(void)ctx;
+	return thread_waits();
+}
+
+SEC("tp/syscalls/sys_enter_epoll_pwait")
+int http_epoll_pwait(struct syscall_enter *ctx)
+{
+	(void)ctx;
+	return thread_waits();
+}
+
+SEC("tp/syscalls/sys_enter_epoll_pwait2")
+int http_epoll_pwait2(struct syscall_enter *ctx)
+{
+	(void)ctx;
+	return thread_waits();
+}
+
+SEC("tp/sched/sched_process_exit")
+int http_thread_exit(void *ctx)
+{
+	(void)ctx;
+	return thread_waits();
+}

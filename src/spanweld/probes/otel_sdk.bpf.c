@@ -1,0 +1,508 @@
+/*
+ * OpenTelemetry SDK: manual spans. Roots that start in a task with an active span are adopted.
+ *
+ * opentelemetry_sdk 0.22 and newer, src/trace/tracer.rs, span.rs, id_generator/mod.rs:
+ *   RandomIdGenerator::new_trace_id(&self) -> TraceId          a root starts on this thread
+ *   SdkTracer::build_recording_span(&self, psc: &SpanContext, sc: SpanContext, …) -> Span
+ *   Span::ensure_ended_and_exported(&mut self, Option<SystemTime>)
+ * Entries only: no frame of the target's is changed, so a panic passes as it would without us.
+ * Until the first root has shown that ids lie where the layout says, probes on the `ret`
+ * instructions of new_trace_id and new_span_id note what the SDK generated.
+ *
+ * Uprobe programs may be preempted: no per-CPU scratch here.
+ */
+#include "maps.bpf.h"
+#include "otel_sdk.h"
+
+#define SIGURG_NUMBER 23
+#define NANOSECONDS 1000000000
+
+#include "stop_request.h"
+
+/* Set before load where the host allows bpf_probe_write_user: elsewhere the verifier, which does not
+ * know the helper there, must never come to the call. */
+const volatile bool kernel_writes = false;
+
+/* A root that is starting on a thread. key: thread id. Written and deleted here. */
+struct root_start {
+	__u64 trace_id_low; /* noted when new_trace_id returned */
+	__u64 trace_id_high;
+	__u64 span_id; /* noted when new_span_id returned */
+	__u8 began;    /* new_trace_id was entered */
+	__u8 trace_noted;
+	__u8 span_noted;
+	__u8 pad[5];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 16384);
+	__type(key, __u32);
+	__type(value, struct root_start);
+} root_starts SEC(".maps");
+
+struct manual_span_key {
+	__u64 span_id;
+	__u32 pid;
+	__u32 pad;
+};
+
+/* A recording manual span that a request's task started. */
+struct manual_span {
+	__u64 task_key; /* whose stack holds it */
+	__u64 trace_id_low;
+	__u64 trace_id_high;
+	__u64 parent;	     /* what its parent is to be, or, of a child, already is */
+	__u64 parent_before; /* of an adopted one: what the SDK has in that place */
+	__u8 adopted;
+	__u8 remote; /* its remote parent was the server span's own */
+	__u8 pad[6];
+};
+
+/* LRU: a span that never ends is forgotten in the end. Written and deleted here. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 65536);
+	__type(key, struct manual_span_key);
+	__type(value, struct manual_span);
+} manual_spans SEC(".maps");
+
+/* key: thread id. Written here, taken by the stop writer's tracer. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 16384);
+	__type(key, __u32);
+	__type(value, struct stop_request);
+} stop_requests SEC(".maps");
+
+/* What is read of a SpanContext. */
+struct span_context {
+	__u64 trace_id_low;
+	__u64 trace_id_high;
+	__u64 span_id;
+	__u8 is_remote;
+	__u8 flags;
+	__u8 pad[6];
+};
+
+static __always_inline bool read_u64(__u64 *value, __u64 address)
+{
+	return !bpf_probe_read_user(value, sizeof(*value), (void *)address);
+}
+
+static __always_inline bool read_span_context(struct span_context *context, const struct sdk_layout *layout,
+					      __u64 address)
+{
+	if (bpf_probe_read_user(&context->trace_id_low, 16, (void *)(address + layout->context_trace_id)) ||
+	    !read_u64(&context->span_id, address + layout->context_span_id) ||
+	    bpf_probe_read_user(&context->is_remote, 1, (void *)(address + layout->context_is_remote)) ||
+	    bpf_probe_read_user(&context->flags, 1, (void *)(address + layout->context_flags))) {
+		count(COUNT_READ_FAULT);
+		return false;
+	}
+	return true;
+}
+
+static __always_inline void change_adoption(struct target *target, __u32 pid, __u32 from, __u32 to, __u32 what,
+					    __u64 expected, __u64 found)
+{
+	struct adoption_event event = {};
+
+	if (__sync_val_compare_and_swap(&target->adoption, from, to) != from)
+		return;
+	event.head.kind = EVENT_ADOPTION;
+	event.head.pid = pid;
+	event.head.at = bpf_ktime_get_ns();
+	event.adoption = to;
+	event.what = what;
+	event.expected = expected;
+	event.found = found;
+	emit(&event, sizeof(event));
+}
+
+/* Whether the tracer can stop this thread here; counts why not. */
+static __always_inline bool can_stop(const struct target *target)
+{
+	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
+
+	if (BPF_CORE_READ(task, blocked.sig[0]) & 1UL << (SIGURG_NUMBER - 1)) {
+		count(COUNT_ROOTS_SIGNAL_BLOCKED);
+		return false;
+	}
+	/* A tracer that has died leaves no one who would take the signal away again. */
+	if (!BPF_CORE_READ(task, ptrace) || (__u32)BPF_CORE_READ(task, parent, tgid) != target->tracer) {
+		count(COUNT_ROOTS_NO_TRACER);
+		return false;
+	}
+	return true;
+}
+
+static __always_inline bool ask_to_stop(struct stop_request *request, struct pt_regs *ctx)
+{
+	__u32 tid = bpf_get_current_pid_tgid();
+
+	request->sp = ctx->sp;
+	request->ip = ctx->ip;
+	if (bpf_map_update_elem(&stop_requests, &tid, request, BPF_ANY))
+		return false;
+	if (bpf_send_signal_thread(SIGURG_NUMBER)) {
+		bpf_map_delete_elem(&stop_requests, &tid);
+		return false;
+	}
+	return true;
+}
+
+static __always_inline bool find_active(__u32 pid, __u64 key, struct active_spans *found)
+{
+	struct span_slot *slot = find_slot(pid, key);
+
+	return slot && slot_active(slot, key, found) == SPANS_OK;
+}
+
+static __always_inline __u64 parent_for(const struct target *target, const struct active_spans *found)
+{
+	return target->adopt_mode == ADOPT_SERVER ? found->server.span_id : found->active.span_id;
+}
+
+/* A root starts on this thread: its trace id is fixed here, at its source. */
+SEC("uprobe")
+int otel_new_trace_id(struct pt_regs *ctx)
+{
+	__u32 pid, tid = bpf_get_current_pid_tgid();
+	struct stop_request request = {};
+	struct root_start start = {}, *before;
+	struct active_spans found = {};
+	struct target *target = current_target(&pid);
+	__u64 key;
+
+	if (!target || target->adoption == ADOPTION_NONE || target->adoption == ADOPTION_MISMATCH)
+		return 0;
+	before = bpf_map_lookup_elem(&root_starts, &tid);
+	if (before)
+		start = *before;
+	start.began = 1;
+	start.trace_noted = 0;
+	bpf_map_update_elem(&root_starts, &tid, &start, BPF_ANY);
+	key = current_task_key(target);
+	if (!find_active(pid, key, &found))
+		return 0;
+	if (!(found.server.flags & TRACE_FLAG_SAMPLED)) {
+		count(COUNT_ROOTS_UNSAMPLED);
+		return 0;
+	}
+	if (target->adoption != ADOPTION_VERIFIED || target->write_mode != WRITE_STOP || !can_stop(target))
+		return 0;
+	request.returns = 1;
+	request.return_low = found.server.trace_id_low;
+	request.return_high = found.server.trace_id_high;
+	ask_to_stop(&request, ctx);
+	return 0;
+}
+
+/* On each `ret` of new_trace_id, until the layout is verified: rdx:rax is what it generated. */
+SEC("uprobe")
+int otel_new_trace_id_returns(struct pt_regs *ctx)
+{
+	__u32 pid, tid = bpf_get_current_pid_tgid();
+	struct root_start *start;
+	struct target *target = current_target(&pid);
+
+	if (!target || target->adoption != ADOPTION_UNVERIFIED)
+		return 0;
+	start = bpf_map_lookup_elem(&root_starts, &tid);
+	if (!start)
+		return 0;
+	start->trace_id_low = ctx->ax;
+	start->trace_id_high = ctx->dx;
+	start->trace_noted = 1;
+	return 0;
+}
+
+/* On each `ret` of new_span_id, which the SDK calls before new_trace_id. */
+SEC("uprobe")
+int otel_new_span_id_returns(struct pt_regs *ctx)
+{
+	__u32 pid, tid = bpf_get_current_pid_tgid();
+	struct root_start start = {};
+	struct target *target = current_target(&pid);
+
+	if (!target || target->adoption != ADOPTION_UNVERIFIED)
+		return 0;
+	start.span_id = ctx->ax;
+	start.span_noted = 1;
+	bpf_map_update_elem(&root_starts, &tid, &start, BPF_ANY);
+	return 0;
+}
+
+/*
+ * The ids that the SDK has just generated must be what the layout finds in the new span context.
+ * Only a root of which both were noted since the last span was built can tell.
+ */
+static __always_inline void verify_layout(struct target *target, __u32 pid, const struct root_start *start,
+					  const struct span_context *context)
+{
+	if (!start->trace_noted || !start->span_noted)
+		return;
+	if (start->trace_id_low != context->trace_id_low || start->trace_id_high != context->trace_id_high)
+		change_adoption(target, pid, ADOPTION_UNVERIFIED, ADOPTION_MISMATCH, CHECK_TRACE_ID,
+				start->trace_id_low, context->trace_id_low);
+	else if (start->span_id != context->span_id)
+		change_adoption(target, pid, ADOPTION_UNVERIFIED, ADOPTION_MISMATCH, CHECK_SPAN_ID, start->span_id,
+				context->span_id);
+	else
+		change_adoption(target, pid, ADOPTION_UNVERIFIED, ADOPTION_VERIFIED, 0, 0, 0);
+}
+
+/* Writes the active span's trace id into the span context that build_recording_span is handed. */
+static __always_inline bool write_trace_id(const struct target *target, struct pt_regs *ctx,
+					   const struct span_frame *server)
+{
+	__u64 address = ctx->cx + target->layout.context_trace_id;
+
+	if (kernel_writes && target->write_mode == WRITE_KERNEL) {
+		__u64 trace_id[2] = { server->trace_id_low, server->trace_id_high };
+
+		return !bpf_probe_write_user((void *)address, trace_id, sizeof(trace_id));
+	}
+	if (target->write_mode == WRITE_STOP && can_stop(target)) {
+		struct stop_request request = {};
+
+		request.nr_writes = 2;
+		request.writes[0].address = address;
+		request.writes[0].value = server->trace_id_low;
+		request.writes[0].size = 8;
+		request.writes[1].address = address + 8;
+		request.writes[1].value = server->trace_id_high;
+		request.writes[1].size = 8;
+		return ask_to_stop(&request, ctx);
+	}
+	return false;
+}
+
+static __always_inline void say_root(__u32 pid, const struct span_frame *server,
+				     const struct span_context *context)
+{
+	struct manual_root_event event = {};
+
+	event.head.kind = EVENT_MANUAL_ROOT;
+	event.head.pid = pid;
+	event.head.at = bpf_ktime_get_ns();
+	event.server_span_id = server->span_id;
+	event.trace_id_low = context->trace_id_low;
+	event.trace_id_high = context->trace_id_high;
+	event.span_id = context->span_id;
+	event.flags = context->flags;
+	emit(&event, sizeof(event));
+}
+
+/* rdx = psc: the parent's span context, rcx = sc: the new span's own. */
+SEC("uprobe")
+int otel_build_recording_span(struct pt_regs *ctx)
+{
+	__u32 pid, tid = bpf_get_current_pid_tgid();
+	struct span_context parent = {}, context = {};
+	struct manual_span_key span_key = {};
+	struct root_start start = {}, *noted;
+	struct active_spans found = {};
+	struct manual_span span = {};
+	struct span_frame frame = {};
+	struct target *target = current_target(&pid);
+	__u64 key;
+
+	if (!target || target->adoption == ADOPTION_NONE || target->adoption == ADOPTION_MISMATCH)
+		return 0;
+	noted = bpf_map_lookup_elem(&root_starts, &tid);
+	if (noted) {
+		start = *noted;
+		bpf_map_delete_elem(&root_starts, &tid);
+	}
+	if (!read_span_context(&context, &target->layout, ctx->cx) ||
+	    !read_span_context(&parent, &target->layout, ctx->dx))
+		return 0;
+	if (target->adoption == ADOPTION_UNVERIFIED)
+		verify_layout(target, pid, &start, &context);
+	if (target->adoption != ADOPTION_VERIFIED)
+		return 0;
+
+	key = current_task_key(target);
+	if (!find_active(pid, key, &found) || !(found.server.flags & TRACE_FLAG_SAMPLED))
+		return 0;
+	if (!parent.span_id) {
+		bool ours = context.trace_id_low == found.server.trace_id_low &&
+			    context.trace_id_high == found.server.trace_id_high;
+
+		if (target->write_mode == WRITE_OFF) {
+			if (start.began)
+				say_root(pid, &found.server, &context);
+			return 0;
+		}
+		/* Without new_trace_id, the id is the application's own choice. */
+		if (!ours && (!start.began || !write_trace_id(target, ctx, &found.server))) {
+			count(COUNT_ROOTS_UNWRITTEN);
+			return 0;
+		}
+		span.adopted = 1;
+		span.parent = parent_for(target, &found);
+	} else if (parent.trace_id_low != found.server.trace_id_low ||
+		   parent.trace_id_high != found.server.trace_id_high) {
+		return 0; /* a trace of its own */
+	} else if (parent.is_remote && parent.span_id == found.server.remote_parent &&
+		   target->write_mode != WRITE_OFF) {
+		span.adopted = 1;
+		span.remote = 1;
+		span.parent_before = parent.span_id;
+		span.parent = found.server.span_id;
+	} else {
+		span.parent = parent.span_id;
+	}
+
+	span.task_key = key;
+	span.trace_id_low = found.server.trace_id_low;
+	span.trace_id_high = found.server.trace_id_high;
+	span_key.span_id = context.span_id;
+	span_key.pid = pid;
+	bpf_map_update_elem(&manual_spans, &span_key, &span, BPF_ANY);
+	frame.trace_id_low = span.trace_id_low;
+	frame.trace_id_high = span.trace_id_high;
+	frame.span_id = context.span_id;
+	frame.flags = context.flags;
+	frame.kind = FRAME_MANUAL;
+	push_span(pid, key, &frame);
+	return 0;
+}
+
+/* Whether what the layout finds in the Span can be a span's: a start time of this era. */
+static __always_inline bool is_plausible(const struct manual_span_event *event)
+{
+	return event->start_seconds > 0 && event->start_seconds < (1ULL << 34) &&
+	       event->start_nanos < NANOSECONDS;
+}
+
+/* Puts the parent into the Span that is about to be exported. */
+static __always_inline bool write_parent(const struct target *target, struct pt_regs *ctx, __u64 parent, bool remote)
+{
+	__u64 address = ctx->di + target->layout.span_parent_id;
+	__u64 flag = ctx->di + target->layout.span_parent_is_remote;
+
+	remote = remote && target->layout.span_parent_is_remote != LAYOUT_ABSENT;
+	if (kernel_writes && target->write_mode == WRITE_KERNEL) {
+		__u8 local = 0;
+
+		if (bpf_probe_write_user((void *)address, &parent, sizeof(parent)))
+			return false;
+		return !remote || !bpf_probe_write_user((void *)flag, &local, sizeof(local));
+	}
+	if (target->write_mode == WRITE_STOP && can_stop(target)) {
+		struct stop_request request = {};
+
+		request.nr_writes = remote ? 2 : 1;
+		request.writes[0].address = address;
+		request.writes[0].value = parent;
+		request.writes[0].size = 8;
+		if (remote) {
+			request.writes[1].address = flag;
+			request.writes[1].size = 1;
+		}
+		return ask_to_stop(&request, ctx);
+	}
+	return false;
+}
+
+/* Reads of the Span at `address` what its event says. */
+static __always_inline bool read_span(struct manual_span_event *event, const struct sdk_layout *layout,
+				      __u64 address)
+{
+	__u64 name = 0, length = 0, status = 0;
+
+	if (!read_u64(&event->parent_span_id, address + layout->span_parent_id) ||
+	    !read_u64(&event->start_seconds, address + layout->span_start_seconds) ||
+	    bpf_probe_read_user(&event->start_nanos, 4, (void *)(address + layout->span_start_nanos)) ||
+	    !read_u64(&name, address + layout->span_name_pointer) ||
+	    !read_u64(&length, address + layout->span_name_length) ||
+	    !read_u64(&status, address + layout->span_status) ||
+	    bpf_probe_read_user(&event->kind, 1, (void *)(address + layout->span_kind)))
+		return false;
+	event->status = status == layout->status_unset ? MANUAL_STATUS_UNSET :
+			status == layout->status_ok    ? MANUAL_STATUS_OK :
+							 MANUAL_STATUS_ERROR;
+	if (length > SPAN_NAME_MAX)
+		length = SPAN_NAME_MAX;
+	if (length && bpf_probe_read_user(event->name, length, (void *)name))
+		return false;
+	event->name_length = length;
+	return true;
+}
+
+/* rdi = the Span, still whole; rsi, edx: the end time, if one was given. */
+SEC("uprobe")
+int otel_ensure_ended_and_exported(struct pt_regs *ctx)
+{
+	struct manual_span_event event = {};
+	struct manual_span_key span_key = {};
+	struct span_context context = {};
+	struct manual_span *known;
+	struct target *target = current_target(&event.head.pid);
+	__u64 data = 0, length;
+
+	if (!target || target->adoption != ADOPTION_VERIFIED)
+		return 0;
+	if (!read_u64(&data, ctx->di + target->layout.span_data)) {
+		count(COUNT_READ_FAULT);
+		return 0;
+	}
+	if (data == target->layout.span_data_none)
+		return 0; /* ended before, or never recorded */
+	if (!read_span_context(&context, &target->layout, ctx->di + target->layout.span_context) ||
+	    !read_span(&event, &target->layout, ctx->di)) {
+		count(COUNT_READ_FAULT);
+		return 0;
+	}
+	count(COUNT_MANUAL_SPANS);
+	span_key.span_id = context.span_id;
+	span_key.pid = event.head.pid;
+	known = bpf_map_lookup_elem(&manual_spans, &span_key);
+	if (known) {
+		end_span(event.head.pid, known->task_key, context.span_id);
+		if (!known->adopted) {
+			event.relation = MANUAL_CHILD;
+			if (event.parent_span_id != known->parent)
+				change_adoption(target, event.head.pid, ADOPTION_VERIFIED, ADOPTION_MISMATCH,
+						CHECK_PARENT_ID, known->parent, event.parent_span_id);
+		} else if (context.trace_id_low != known->trace_id_low ||
+			   context.trace_id_high != known->trace_id_high) {
+			event.relation = MANUAL_UNWRITTEN;
+			count(COUNT_ROOTS_UNWRITTEN);
+		} else if (event.parent_span_id != known->parent_before || !is_plausible(&event)) {
+			/* Not the place where the SDK keeps it: nothing is written there. */
+			event.relation = MANUAL_UNWRITTEN;
+			count(COUNT_PARENTS_UNWRITTEN);
+			change_adoption(target, event.head.pid, ADOPTION_VERIFIED, ADOPTION_MISMATCH,
+					CHECK_PLAUSIBLE, known->parent_before, event.parent_span_id);
+		} else if (write_parent(target, ctx, known->parent, known->remote)) {
+			event.relation = MANUAL_ADOPTED;
+			event.parent_span_id = known->parent;
+			count(known->remote ? COUNT_REMOTE_ADOPTED : COUNT_ROOTS_ADOPTED);
+		} else {
+			event.relation = MANUAL_UNWRITTEN;
+			count(COUNT_PARENTS_UNWRITTEN);
+		}
+		bpf_map_delete_elem(&manual_spans, &span_key);
+	}
+	if (!target->wants_manual_spans)
+		return 0;
+	event.head.kind = EVENT_MANUAL_SPAN;
+	event.head.at = bpf_ktime_get_ns();
+	event.trace_id_low = context.trace_id_low;
+	event.trace_id_high = context.trace_id_high;
+	event.span_id = context.span_id;
+	event.flags = context.flags;
+	if ((__u32)ctx->dx < NANOSECONDS) {
+		event.end_seconds = ctx->si;
+		event.end_nanos = ctx->dx;
+	}
+	length = event.name_length;
+	if (length > SPAN_NAME_MAX)
+		length = SPAN_NAME_MAX;
+	emit(&event, offsetof(struct manual_span_event, name) + length);
+	return 0;
+}
