@@ -1404,3 +1404,8 @@ int http_thread_exit(void *ctx)
 	(void)ctx;
 	return thread_waits();
 }
+
+FOR_THE_AGENT(struct connection_opaque_event, connection_opaque_event);
+FOR_THE_AGENT(enum http_method, http_method);
+FOR_THE_AGENT(enum http_end, http_end);
+FOR_THE_AGENT(enum opaque_reason, opaque_reason);

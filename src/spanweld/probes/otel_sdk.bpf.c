@@ -506,3 +506,10 @@ int otel_ensure_ended_and_exported(struct pt_regs *ctx)
 	emit(&event, offsetof(struct manual_span_event, name) + length);
 	return 0;
 }
+
+FOR_THE_AGENT(struct manual_span_event, manual_span_event);
+FOR_THE_AGENT(struct manual_root_event, manual_root_event);
+FOR_THE_AGENT(struct adoption_event, adoption_event);
+FOR_THE_AGENT(enum manual_relation, manual_relation);
+FOR_THE_AGENT(enum manual_status, manual_status);
+FOR_THE_AGENT(enum layout_check, layout_check);

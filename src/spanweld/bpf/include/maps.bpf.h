@@ -18,6 +18,16 @@
  */
 #define GLOBAL __attribute__((noinline))
 
+/* A type that only the agent uses: gets it into the object's BTF, from which events.py is made. */
+#define FOR_THE_AGENT(type, name) const type *for_the_agent_##name __attribute__((unused))
+
+FOR_THE_AGENT(enum event_kind, event_kind);
+FOR_THE_AGENT(enum counter, counter);
+FOR_THE_AGENT(enum adoption, adoption);
+FOR_THE_AGENT(enum adopt_mode, adopt_mode);
+FOR_THE_AGENT(enum write_mode, write_mode);
+FOR_THE_AGENT(enum span_frame_kind, span_frame_kind);
+
 /* key: process id. Written by the agent (adoption: by otel_sdk); deleted by the agent. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);

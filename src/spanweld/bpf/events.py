@@ -1,0 +1,331 @@
+"""What passes between the BPF programs and the agent.
+
+Generated from the BTF of the BPF object by tools/generate_events.py: change the C headers instead.
+Each structure has its little-endian layout, without padding that is not a field, in a constant of its
+name in capitals; ``NAME._make(LAYOUT.unpack(data))`` decodes one.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from struct import Struct
+from typing import NamedTuple
+
+
+class EventKind(IntEnum):
+    """enum event_kind"""
+
+    SERVER_SPAN = 1
+    CONNECTION_OPAQUE = 2
+    MANUAL_SPAN = 3
+    MANUAL_ROOT = 4
+    ADOPTION = 5
+
+
+class Counter(IntEnum):
+    """enum counter"""
+
+    EVENT_LOST = 0
+    READ_FAULT = 1
+    TASKS_FULL = 2
+    STACK_FULL = 3
+    SLOT_BUSY = 4
+    CONNECTIONS_FULL = 5
+    CONNECTION_BUSY = 6
+    QUEUE_FULL = 7
+    FRAMING_ERROR = 8
+    HEAD_TOO_LONG = 9
+    SCAN_LIMIT = 10
+    RESPONSE_WITHOUT_REQUEST = 11
+    TLS = 12
+    HTTP2 = 13
+    EXCLUDED = 14
+    UNSAMPLED = 15
+    SERVER_SPANS = 16
+    ROOTS_ADOPTED = 17
+    REMOTE_ADOPTED = 18
+    ROOTS_UNSAMPLED = 19
+    ROOTS_SIGNAL_BLOCKED = 20
+    ROOTS_NO_TRACER = 21
+    ROOTS_UNWRITTEN = 22
+    PARENTS_UNWRITTEN = 23
+    MANUAL_SPANS = 24
+    MAX = 25
+
+
+class Adoption(IntEnum):
+    """enum adoption"""
+
+    NONE = 0
+    UNVERIFIED = 1
+    VERIFIED = 2
+    MISMATCH = 3
+
+
+class AdoptMode(IntEnum):
+    """enum adopt_mode"""
+
+    ACTIVE = 0
+    SERVER = 1
+
+
+class WriteMode(IntEnum):
+    """enum write_mode"""
+
+    OFF = 0
+    KERNEL = 1
+    STOP = 2
+
+
+class SpanFrameKind(IntEnum):
+    """enum span_frame_kind"""
+
+    SERVER = 1
+    MANUAL = 2
+
+
+class HttpMethod(IntEnum):
+    """enum http_method"""
+
+    OTHER = 0
+    GET = 1
+    POST = 2
+    PUT = 3
+    HEAD = 4
+    PATCH = 5
+    DELETE = 6
+    OPTIONS = 7
+    TRACE = 8
+    CONNECT = 9
+
+
+class HttpEnd(IntEnum):
+    """enum http_end"""
+
+    RESPONSE = 0
+    CLOSED = 1
+    UPGRADED = 2
+    UNFRAMED = 3
+
+
+class OpaqueReason(IntEnum):
+    """enum opaque_reason"""
+
+    TLS = 1
+    HTTP2 = 2
+    FRAMING = 3
+    HEAD_TOO_LONG = 4
+    SCAN_LIMIT = 5
+    RESPONSE_WITHOUT_REQUEST = 6
+    BUSY = 7
+    QUEUE_FULL = 8
+
+
+class ManualRelation(IntEnum):
+    """enum manual_relation"""
+
+    OTHER = 0
+    CHILD = 1
+    ADOPTED = 2
+    UNWRITTEN = 3
+
+
+class ManualStatus(IntEnum):
+    """enum manual_status"""
+
+    UNSET = 0
+    OK = 1
+    ERROR = 2
+
+
+class LayoutCheck(IntEnum):
+    """enum layout_check"""
+
+    TRACE_ID = 1
+    SPAN_ID = 2
+    PARENT_ID = 3
+    PLAUSIBLE = 4
+
+
+class EventHead(NamedTuple):
+    """struct event_head, 16 bytes"""
+
+    kind: int
+    pid: int
+    at: int
+
+
+EVENT_HEAD = Struct("<IIQ")
+
+
+class ServerSpanEvent(NamedTuple):
+    """struct server_span_event, 584 bytes"""
+
+    kind: int
+    pid: int
+    at: int
+    start: int
+    trace_id_low: int
+    trace_id_high: int
+    span_id: int
+    parent_span_id: int
+    task_key: int
+    addresses_family: int
+    addresses_peer_port: int
+    addresses_local_port: int
+    addresses_pad: int
+    addresses_peer: bytes
+    addresses_local: bytes
+    status: int
+    target_length: int
+    host_length: int
+    user_agent_length: int
+    flags: int
+    method: int
+    version_minor: int
+    ended_by: int
+    excluded: int
+    traceparents: int
+    target_cut: int
+    pad: int
+    method_name: bytes
+    host: bytes
+    user_agent: bytes
+    target: bytes
+
+
+SERVER_SPAN_EVENT = Struct("<IIQQQQQQQHHHH16s16sHHHHBBBBBBBB16s64s128s256s")
+
+
+class ConnectionOpaqueEvent(NamedTuple):
+    """struct connection_opaque_event, 64 bytes"""
+
+    kind: int
+    pid: int
+    at: int
+    reason: int
+    pad: int
+    addresses_family: int
+    addresses_peer_port: int
+    addresses_local_port: int
+    addresses_pad: int
+    addresses_peer: bytes
+    addresses_local: bytes
+
+
+CONNECTION_OPAQUE_EVENT = Struct("<IIQIIHHHH16s16s")
+
+
+class ManualSpanEvent(NamedTuple):
+    """struct manual_span_event, 176 bytes"""
+
+    kind: int
+    pid: int
+    at: int
+    start_seconds: int
+    end_seconds: int
+    trace_id_low: int
+    trace_id_high: int
+    span_id: int
+    parent_span_id: int
+    start_nanos: int
+    end_nanos: int
+    flags: int
+    relation: int
+    status: int
+    kind: int
+    name_length: int
+    pad: int
+    name: bytes
+
+
+MANUAL_SPAN_EVENT = Struct("<IIQQQQQQQIIBBBBHH96s")
+
+
+class ManualRootEvent(NamedTuple):
+    """struct manual_root_event, 56 bytes"""
+
+    kind: int
+    pid: int
+    at: int
+    server_span_id: int
+    trace_id_low: int
+    trace_id_high: int
+    span_id: int
+    flags: int
+
+
+MANUAL_ROOT_EVENT = Struct("<IIQQQQQQ")
+
+
+class AdoptionEvent(NamedTuple):
+    """struct adoption_event, 40 bytes"""
+
+    kind: int
+    pid: int
+    at: int
+    adoption: int
+    what: int
+    expected: int
+    found: int
+
+
+ADOPTION_EVENT = Struct("<IIQIIQQ")
+
+
+class Target(NamedTuple):
+    """struct target, 104 bytes"""
+
+    tokio_task_id: int
+    sample_below: int
+    adoption: int
+    adopt_mode: int
+    write_mode: int
+    tracer: int
+    parent_based: int
+    wants_manual_spans: int
+    layout_context_trace_id: int
+    layout_context_span_id: int
+    layout_context_is_remote: int
+    layout_context_flags: int
+    layout_span_context: int
+    layout_span_data: int
+    layout_span_parent_id: int
+    layout_span_parent_is_remote: int
+    layout_span_name_pointer: int
+    layout_span_name_length: int
+    layout_span_kind: int
+    layout_span_start_seconds: int
+    layout_span_start_nanos: int
+    layout_span_status: int
+    layout_pad: int
+    layout_span_data_none: int
+    layout_status_unset: int
+    layout_status_ok: int
+    layout_end_none_nanos: int
+    layout_pad_end: int
+
+
+TARGET = Struct("<QQIIIIIIHHHHHHHHHHHHHHIQQQII")
+
+
+class ConnectionKey(NamedTuple):
+    """struct connection_key, 24 bytes"""
+
+    socket: int
+    inode: int
+    pid: int
+    pad: int
+
+
+CONNECTION_KEY = Struct("<QQII")
+
+
+class ListeningKey(NamedTuple):
+    """struct listening_key, 8 bytes"""
+
+    pid: int
+    port: int
+
+
+LISTENING_KEY = Struct("<II")
