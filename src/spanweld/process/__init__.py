@@ -1,0 +1,1 @@
+"""A live process: found, its threads, ports, memory and user."""
