@@ -77,15 +77,17 @@ def tracer_of(pid: Pid) -> Pid | None:
 def find_by_pid(pid: Pid) -> Process:
     """The process with this pid; raises TargetError where there is none that can be traced."""
     stat = read_stat(pid)
-    if stat is None:
+    status = _status(pid)
+    if stat is None or not status:
         raise TargetError(
             f"there is no process {pid}", "Look it up with `pgrep -a NAME`, or use `--exe GLOB`."
         )
-    status = _status(pid)
     if (owner := int(status.get("Tgid", pid))) != pid:
         raise TargetError(f"{pid} is a thread of process {owner}", f"Use `--pid {owner}`.")
     if stat.state in "ZX":
-        raise TargetError(f"process {pid} ({stat.name}) has ended and waits for its parent to notice")
+        raise TargetError(
+            f"process {pid} ({stat.name}) has ended and waits for its parent to notice", "Start it again."
+        )
     if stat.flags & PF_KTHREAD:
         raise TargetError(f"process {pid} ({stat.name}) is a thread of the kernel")
     link = Path(f"/proc/{pid}/exe")
@@ -125,7 +127,7 @@ def find_by_exe(glob: str) -> tuple[Process, ...]:
     if not found:
         raise TargetError(
             f"no process runs an executable that matches {glob!r}",
-            "A glob with a slash must match the whole path, e.g. '*/bin/service'; one without, the file's name.",
+            "A glob with a slash must match the whole path (as '*/bin/service'), one without the file's name.",
         )
     return tuple(sorted(found, key=lambda process: process.pid))
 

@@ -34,12 +34,12 @@ class MemoryRange:
 def memory_ranges(pid: Pid) -> tuple[MemoryRange, ...]:
     """Every mapping, in order of address; raises TargetError if the process is gone."""
     try:
-        lines = Path(f"/proc/{pid}/maps").read_text(errors="surrogateescape").splitlines()
+        lines = Path(f"/proc/{pid}/maps").read_text(errors="surrogateescape").split("\n")
     except (FileNotFoundError, ProcessLookupError) as error:
         raise TargetError(f"process {pid} has ended") from error
     except PermissionError as error:
         raise TargetError(f"process {pid} may not be looked at", "Run as root.") from error
-    return tuple(_parse(line) for line in lines)
+    return tuple(_parse(line) for line in lines if line)
 
 
 def image_ranges(pid: Pid) -> tuple[MemoryRange, ...]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -73,10 +74,8 @@ def test_processes_by_glob(sleeper: subprocess.Popen[bytes], tmp_path: Path) -> 
 
 def test_own_process_is_not_found_by_glob() -> None:
     own = find_by_pid(Pid(os.getpid()))
-    try:
+    with contextlib.suppress(TargetError):  # no other process runs this interpreter
         assert own.pid not in [p.pid for p in find_by_exe(own.exe)]
-    except TargetError:
-        pass  # no other process runs this interpreter
 
 
 def test_thread_id_is_refused_with_its_process() -> None:

@@ -45,7 +45,8 @@ def test_image_with_an_odd_path_that_was_deleted(tmp_path: Path) -> None:
     program.write_bytes(Path("/bin/cat").read_bytes())
     program.chmod(0o755)
     with subprocess.Popen([program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        assert process.stdin and process.stdout
+        assert process.stdin
+        assert process.stdout
         process.stdin.write(b"x")
         process.stdin.flush()
         process.stdout.read(1)  # it runs

@@ -330,9 +330,13 @@ static bool still_fits(pid_t tid, const struct stop_request *request,
 		return true;
 	if (!taken)
 		return is_jump_to(tid, request->ip, regs->rip);
-	if (taken == sizeof(word)) /* a call: it left the address behind itself */
-		return read_target(tid, regs->rsp, &word, sizeof(word)) &&
-		       word - request->ip <= INSTRUCTION_MAX;
+	/*
+	 * A call left the address behind itself; so does the one that the kernel (6.18) makes of a
+	 * nop of five bytes, whose trampoline has pushed three registers more.
+	 */
+	if (taken == sizeof(word) || taken == 4 * sizeof(word))
+		return read_target(tid, request->sp - sizeof(word), &word, sizeof(word)) &&
+		       word > request->ip && word - request->ip <= INSTRUCTION_MAX;
 	if (given == sizeof(word)) /* a ret */
 		return read_target(tid, request->sp, &word, sizeof(word)) && word == regs->rip;
 	return false;
