@@ -6,6 +6,8 @@
 # while the guest runs may be seen as it was. Uprobes are hit with each of loose, mmap and none, on the overlay and on /mnt/host.
 set -eu
 export PATH=/bin
+# What failed has said why; powering off keeps that the last word, where the end of this process would be a panic.
+trap '/bin/busybox poweroff -f' EXIT
 
 /bin/busybox mkdir -p /dev /proc /host /scratch /root
 /bin/busybox mount -t devtmpfs dev /dev

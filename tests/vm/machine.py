@@ -405,7 +405,7 @@ def run(
                 f"{what} within {job.timeout:g} s: raise --timeout, or see with --verbose what the guest does"
             )
         log.seek(0)
-        last = (log.read() + said["console"]).decode(errors="replace").strip().splitlines()[-25:]
+        last = (log.read() + said["console"]).decode(errors="replace").strip().splitlines()[-60:]
         raise MachineError(
             "the machine ended before its command; the last it said:\n  " + "\n  ".join(last or ["(nothing)"])
         )
