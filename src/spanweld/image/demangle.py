@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import re
 
-_MAX_MANGLED = 1 << 14
+_MAX_MANGLED = 1 << 12
 _MAX_DEPTH = 128
-_MAX_STEPS = 20_000
-_MAX_LENGTH = 1 << 14
+_MAX_IMPL_DEPTH = 32
+_MAX_LENGTH = 1 << 12
 
 _LEGACY = re.compile(r"_ZN(.+?)17h[0-9a-f]{16}E(?:\..*)?", re.DOTALL)
 _LEGACY_ESCAPES = {
@@ -58,11 +58,16 @@ def demangle(mangled: str) -> str | None:
     """The canonical path of a mangled Rust name; None for whatever is not one."""
     if len(mangled) > _MAX_MANGLED:
         return None
-    if mangled.startswith("_R"):
-        return _V0(mangled[2:].partition(".")[0]).demangle()
-    if mangled.startswith("_ZN"):
-        return _demangle_legacy(mangled)
-    return None
+    path = None
+    try:
+        if mangled.startswith("_R"):
+            path = _V0(mangled[2:].partition(".")[0]).demangle()
+        elif mangled.startswith("_ZN"):
+            path = _demangle_legacy(mangled)
+    except _InvalidError:
+        return None
+    # What is printed to a terminal must not hold control characters from a file.
+    return path if path is not None and path.isprintable() else None
 
 
 def _demangle_legacy(mangled: str) -> str | None:
@@ -99,8 +104,10 @@ def _unescape_legacy(part: str) -> str:
     return _LEGACY_ESCAPE.sub(character, part.replace("..", "::"))
 
 
-def _canonical(path: str) -> str:
+def _canonical(path: str, depth: int = 0) -> str:
     """Bring a legacy path, which spells generic arguments and ``impl`` blocks out, to the canonical form."""
+    if depth > _MAX_IMPL_DEPTH:
+        raise _InvalidError
     path = path.replace("{{", "{").replace("}}", "}")
     segments = _split(path, "::")
     for index, segment in enumerate(segments):
@@ -108,15 +115,15 @@ def _canonical(path: str) -> str:
             # a::b::<impl Trait for Type>::method and a::b::<impl Type>::method
             trait, separator, subject = _partition(segment[6:-1], " for ")
             inner = f"<{subject} as {trait}>" if separator else trait
-            return _canonical("::".join([inner, *segments[index + 1 :]]))
+            return _canonical("::".join([inner, *segments[index + 1 :]]), depth + 1)
     result = []
     for index, segment in enumerate(segments):
         if index == 0 and segment.startswith("<") and segment.endswith(">"):
             subject, separator, trait = _partition(segment[1:-1], " as ")
             if separator:
-                result.append(f"<{_canonical(subject)} as {_canonical(trait)}>")
+                result.append(f"<{_canonical(subject, depth + 1)} as {_canonical(trait, depth + 1)}>")
             else:
-                result.append(_canonical(subject))
+                result.append(_canonical(subject, depth + 1))
         else:
             bare = _without_generics(segment)
             if bare:
@@ -173,11 +180,12 @@ class _V0:
         self._position = 0
         self._depth = 0
         self._steps = 0
+        self._max_steps = 4000 + 4 * len(text)
 
     def demangle(self) -> str | None:
         try:
             path = self._path()
-        except (_InvalidError, IndexError, ValueError, OverflowError):
+        except (IndexError, ValueError, OverflowError):
             return None
         return path if len(path) <= _MAX_LENGTH else None
 
@@ -185,7 +193,7 @@ class _V0:
         character = self._text[self._position]
         self._position += 1
         self._steps += 1
-        if self._steps > _MAX_STEPS:
+        if self._steps > self._max_steps:
             raise _InvalidError
         return character
 
@@ -198,7 +206,7 @@ class _V0:
     def _enter(self) -> None:
         self._depth += 1
         self._steps += 1
-        if self._depth > _MAX_DEPTH or self._steps > _MAX_STEPS:
+        if self._depth > _MAX_DEPTH or self._steps > self._max_steps:
             raise _InvalidError
 
     def _base_62(self) -> int:

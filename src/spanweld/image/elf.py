@@ -41,7 +41,7 @@ _EM_NAMES = {
     243: "RISC-V",
     258: "LoongArch",
 }
-_PT_LOAD, _PT_DYNAMIC, _PT_INTERP, _PT_NOTE, _PT_TLS = 1, 2, 3, 4, 7
+_PT_LOAD, _PT_INTERP, _PT_NOTE, _PT_TLS = 1, 3, 4, 7
 _PF_X, _PF_W = 1, 2
 _SHT_NOBITS, _SHT_RELA = 8, 4
 _SHF_COMPRESSED = 0x800
@@ -54,7 +54,7 @@ _SECTION_HEADER = struct.Struct("<IIQQQQIIQQ")
 _RELA = struct.Struct("<QQq")
 
 _CHUNK = 1 << 22
-MAX_SECTION = 1 << 30
+MAX_SECTION = 1 << 29
 """Bytes: no more than this is scanned of one section, so that a hostile file costs seconds."""
 _MAX_PROGRAM_HEADERS = 1 << 12
 _MAX_SECTIONS = 1 << 16
@@ -121,12 +121,13 @@ class Image:
         self.path = path
         self.size = size
         self._descriptor = descriptor
+        self._relocations: dict[int, int | None] = {}
         header = self._checked_header()
         (
             self.type,
             _machine,
             _version,
-            self.entry,
+            _entry,
             program_headers,
             section_headers,
             _flags,
@@ -189,11 +190,6 @@ class Image:
             offset += len(part)
             size -= len(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
-
-    def read_string(self, offset: int, end: int, limit: int = 1 << 16) -> bytes:
-        """The bytes at ``offset`` up to a NUL, before ``end`` and no more than ``limit``."""
-        size = max(0, min(limit, end - offset, self.size - offset))
-        return self.read(offset, size).partition(b"\0")[0]
 
     def read_memory(self, address: int, size: int) -> bytes | None:
         """What a fresh process has at ``address``, relocations left out; None outside the segments."""
@@ -293,22 +289,26 @@ class Image:
             for segment in self.loads
         )
 
-    @cached_property
-    def relative_relocations(self) -> dict[int, int]:
-        """Slot address → the address (without bias) that the loader stores there.
+    def relocation(self, slot: int) -> int | None:
+        """The address (without bias) that the loader stores in the 8 bytes at ``slot``; None for none.
 
-        Packed relocations (.relr.dyn) keep their addend in the file, so they need no entry here.
+        Packed relocations (.relr.dyn) keep their addend in the slot, so they need nothing here.
         """
+        if slot not in self._relocations:
+            self._relocations[slot] = self._find_relocation(slot)
+        return self._relocations[slot]
+
+    def _find_relocation(self, slot: int) -> int | None:
         section = self.section(".rela.dyn")
         if section is None or section.type != _SHT_RELA:
-            return {}
-        result: dict[int, int] = {}
-        size = min(section.size, 1 << 26) // _RELA.size * _RELA.size
-        data = self.read(section.offset, size)
-        for slot, info, addend in _RELA.iter_unpack(data):
-            if info == _R_X86_64_RELATIVE:
-                result[slot] = addend
-        return result
+            return None
+        # Few slots are ever asked for, and there may be a million entries: they are not kept.
+        wanted = re.compile(re.escape(struct.pack("<QQ", slot, _R_X86_64_RELATIVE)))
+        for offset, match, piece in self.search(wanted, section.offset, section.size, _RELA.size):
+            if (offset - section.offset) % _RELA.size == 0 and match.start() + _RELA.size <= len(piece):
+                addend: int = _RELA.unpack_from(piece, match.start())[2]
+                return addend
+        return None
 
     def broken(self, why: str) -> ImageError:
         """The error for a damaged file."""
@@ -319,7 +319,9 @@ class Image:
         if not start:
             raise ImageError(f"{self.path}: the file is empty", REBUILD)
         if start.startswith(b"#!"):
-            interpreter = start[2:].split(b"\n")[0].strip().decode("utf-8", "replace")
+            interpreter = start[2:].split(b"\n")[0].strip().decode("ascii", "replace")
+            if not interpreter.isprintable():
+                interpreter = "an interpreter"
             raise ImageError(
                 f"{self.path}: a script (for {interpreter}), not a program",
                 "name the executable that the script starts",

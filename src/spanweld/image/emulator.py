@@ -10,7 +10,6 @@ of the image fault too, since their slots are empty.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import iced_x86 as x86
@@ -51,6 +50,7 @@ class Machine:
     def __init__(self, image: Image, thread_locals: int, fill: int, marker: int) -> None:
         self._image = image
         self._pages: dict[int, bytearray] = {}
+        self._relocated: set[int] = set()
         self._code: dict[int, x86.Instruction] = {}
         self._block = range(THREAD_POINTER - thread_locals, THREAD_POINTER + _AFTER_THREAD_POINTER)
         self._owned = (
@@ -94,6 +94,8 @@ class Machine:
 
     def read(self, address: int, size: int) -> int:
         """A little-endian number in memory."""
+        if address < _RETURN_ADDRESS:
+            self._relocate(address)
         offset = address % _PAGE
         if offset + size <= _PAGE:
             return int.from_bytes(self._page(address, size)[offset : offset + size], "little")
@@ -139,6 +141,16 @@ class Machine:
         self._pages[number] = page
         return page
 
+    def _relocate(self, address: int) -> None:
+        """Bring the aligned word at ``address`` to what the loader makes of it, once."""
+        slot = address & ~7
+        if slot in self._relocated:
+            return
+        self._relocated.add(slot)
+        value = self._image.relocation(slot)
+        if value is not None:
+            self.write(slot, value & _MASK_64, 8)
+
     def _image_page(self, start: int, address: int, size: int) -> bytearray:
         if self._image.read_memory(address, size) is None:
             raise EmulationError(f"access to {address:#x}")
@@ -150,10 +162,6 @@ class Machine:
                 page[low - start : high - start] = self._image.read_memory(low, high - low) or bytes(
                     high - low
                 )
-        relocations: Mapping[int, int] = self._image.relative_relocations
-        for slot in range(start, start + _PAGE, 8):
-            if slot in relocations:
-                page[slot - start : slot - start + 8] = (relocations[slot] & _MASK_64).to_bytes(8, "little")
         return page
 
     def _fetch(self) -> x86.Instruction:

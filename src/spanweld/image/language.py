@@ -9,7 +9,7 @@ from spanweld.image.elf import Image
 from spanweld.image.symbols import contains_name
 
 _GO_SECTIONS = (".go.buildinfo", ".gopclntab", ".note.go.buildid")
-_COMMENT = re.compile(rb"rustc version (\d+\.\d+\.\d+[^ \0]*)")
+_COMMENT = re.compile(rb"rustc version (\d{1,4}\.\d{1,4}\.\d{1,4}[0-9A-Za-z.+-]{0,40})")
 
 
 class Language(Enum):

@@ -20,8 +20,9 @@ _SYMBOL = struct.Struct("<IBBHQQ")
 _STT_FUNC, _STT_TLS = 2, 6
 _SHT_SYMTAB, _SHT_DYNSYM = 2, 11
 _SHN_LORESERVE = 0xFF00
-_MAX_NAME = 1 << 14
-_MAX_CANDIDATES = 1 << 16
+_MAX_NAME = 1 << 12
+_MAX_CANDIDATES = 1 << 22
+"""Bytes of names: thousands of times what a large debug build has for any pattern."""
 _IDENTIFIER = re.compile(r"[A-Za-z0-9_]{4,}")
 
 
@@ -156,6 +157,7 @@ def _symbols(image: Image, patterns: Iterable[str], kind: int) -> Iterator[tuple
 def _candidates(image: Image, strings: Section, sieve: _Sieve) -> dict[int, str]:
     """String table offset → name, for the Rust names that the sieve lets pass."""
     result: dict[int, str] = {}
+    total = 0
     for offset, match, piece in image.search(sieve.expression, strings.offset, strings.size, _MAX_NAME):
         begin = piece.rfind(b"\0", 0, match.start()) + 1
         end = piece.find(b"\0", match.end())
@@ -164,7 +166,8 @@ def _candidates(image: Image, strings: Section, sieve: _Sieve) -> dict[int, str]
         start = offset - match.start() + begin - strings.offset
         if start in result or not sieve.passes(name := piece[begin:end]):
             continue
-        if len(result) >= _MAX_CANDIDATES:
-            raise image.broken(f"more than {_MAX_CANDIDATES} symbols are named alike")
+        total += len(name)
+        if total > _MAX_CANDIDATES:
+            raise image.broken("too many of its symbols are named alike")
         result[start] = name.decode("ascii", "replace")
     return result

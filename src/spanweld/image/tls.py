@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from spanweld.image.elf import Image
 from spanweld.image.emulator import ARENA, EmulationError, Machine
-from spanweld.image.symbols import Function, find_many, find_thread_locals
+from spanweld.image.symbols import Function, find_many, find_thread_locals, has_symbols
 
 _ENTER = "tokio::runtime::task::core::TaskIdGuard::enter"
 _DROP = "<tokio::runtime::task::core::TaskIdGuard as core::ops::drop::Drop>::drop"
@@ -63,7 +63,9 @@ def find_task_id_offset(image: Image) -> TaskIdOffset | str:
         return f"its thread-local block of {block_size} bytes is larger than any seen"
     functions = find_many(image, [_ENTER, _DROP, _SET, _POLL, _SHUTDOWN, _DROP_HANDLE])
     if not any(functions.values()):
-        return "no function of tokio's tasks is in the symbol table"
+        if not has_symbols(image):
+            return "the image has no symbol table"
+        return "no function of tokio's tasks is in the image"
     found: dict[int, list[str]] = {}
     for pattern in (_ENTER, _DROP, _SET):
         for function in functions[pattern][:2]:
@@ -129,4 +131,6 @@ def _by_task(image: Image, block_size: int, function: Function, state: int) -> l
 
 
 def _short(function: Function) -> str:
-    return "::".join(function.name.replace("core::ops::drop::", "").split("::")[-2:])
+    """The type (or module) and the name, without the trait."""
+    subject, _, name = function.name.rpartition("::")
+    return f"{subject.removeprefix('<').partition(' as ')[0].rpartition('::')[2]}::{name}"

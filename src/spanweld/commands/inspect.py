@@ -1,0 +1,369 @@
+"""``spanweld inspect``: what is in an executable and what would be attached to it. Never runs it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from enum import Enum
+from pathlib import Path
+from typing import Any, Protocol
+
+import click
+from rich.console import Console
+from rich.text import Text
+
+from spanweld import layouts
+from spanweld.image import (
+    Image,
+    ImageFacts,
+    Language,
+    examine,
+    find_many,
+    find_returns,
+    first_instruction,
+)
+from spanweld.layouts import SdkLayout
+from spanweld.model import FileOffset
+
+JSON_SCHEMA = 1
+"""The number that ``--json`` writes; raised when a field goes or changes its meaning (docs/images.md)."""
+
+_SDK = "opentelemetry_sdk"
+# Whose versions say how the service works; names as on crates.io.
+_CRATES_OF_INTEREST = (
+    "actix-web",
+    "async-std",
+    "axum",
+    "glommio",
+    "hyper",
+    "hyper-util",
+    "monoio",
+    "reqwest",
+    "rocket",
+    "smol",
+    "tokio",
+    "tonic",
+    "tower",
+    "tower-http",
+    "tracing",
+    "warp",
+)
+_PREFIXES_OF_INTEREST = ("opentelemetry", "tracing-opentelemetry")
+
+
+class Declaration(Protocol):
+    """What is used of a probe's declaration."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def symbol(self) -> str | None:
+        """Pattern of the probed function; None for a tracepoint."""
+
+    @property
+    def place(self) -> str:
+        """``entry`` or ``returns``."""
+
+    @property
+    def group(self) -> str:
+        """Probes of one group are attached all or none."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Probe:
+    name: str
+    symbol: str | None
+    place: str
+    group: str
+
+
+_ID_GENERATOR = (
+    "<opentelemetry_sdk::trace::id_generator::RandomIdGenerator"
+    " as opentelemetry_sdk::trace::id_generator::IdGenerator>"
+)
+PROBES: tuple[Declaration, ...] = (
+    _Probe("http_server", None, "entry", "http"),
+    _Probe("new_trace_id", f"{_ID_GENERATOR}::new_trace_id", "entry", "otel_sdk"),
+    _Probe(
+        "build_recording_span",
+        "opentelemetry_sdk::trace::tracer::SdkTracer::build_recording_span",
+        "entry",
+        "otel_sdk",
+    ),
+    _Probe(
+        "ensure_ended_and_exported",
+        "opentelemetry_sdk::trace::span::Span::ensure_ended_and_exported",
+        "entry",
+        "otel_sdk",
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class AttachPoint:
+    """One place where a probe goes; ``instruction`` is the text of the instruction there."""
+
+    function: str
+    file_offset: FileOffset
+    instruction: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ProbePlan:
+    """A probe with its attach points or, when there are none, the reason.
+
+    A tracepoint has neither: it needs nothing of the image.
+    """
+
+    probe: Declaration
+    points: tuple[AttachPoint, ...]
+    reason: str | None
+
+
+class Verdict(Enum):
+    """What can be had of an executable."""
+
+    JOINED = "joined"
+    AUTOMATIC_ONLY = "automatic only"
+    NOTHING = "nothing"
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """All that ``inspect`` shows. ``layout`` is a sentence where there is none."""
+
+    facts: ImageFacts
+    sdk_versions: tuple[str, ...]
+    sdk_found_by: tuple[str, ...]
+    plans: tuple[ProbePlan, ...]
+    layout: SdkLayout | str
+    verdict: Verdict
+    verdict_reason: str
+
+
+@click.command("inspect")
+@click.argument("binary", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Write JSON (docs/images.md describes it).")
+def inspect(binary: Path, as_json: bool) -> None:
+    """Show what is in BINARY, which probes would attach, and why others would not."""
+    with Image.open(binary) as image:
+        report = make_report(image, PROBES)
+    if as_json:
+        click.echo(json.dumps(to_json(report), indent=2))
+    else:
+        print_report(report, Console(highlight=False, soft_wrap=True))
+
+
+def make_report(image: Image, probes: Sequence[Declaration]) -> Report:
+    """Everything about an open image, with one plan for each probe."""
+    facts = examine(image)
+    plans = _plan(image, facts, probes)
+    versions = facts.crates.get(_SDK, ())
+    found_by = []
+    if any(plan.points for plan in plans):
+        found_by.append("symbols")
+    if versions:
+        found_by.append("crate versions")
+    layout = _layout(facts, versions, is_present=bool(found_by))
+    verdict, reason = _decide(facts, plans, layout, is_present=bool(found_by))
+    return Report(facts, versions, tuple(found_by), plans, layout, verdict, reason)
+
+
+def _plan(image: Image, facts: ImageFacts, probes: Sequence[Declaration]) -> tuple[ProbePlan, ...]:
+    functions = find_many(image, [probe.symbol for probe in probes if probe.symbol is not None])
+    plans = []
+    for probe in probes:
+        points: list[AttachPoint] = []
+        reason = None
+        if probe.symbol is not None:
+            for function in functions[probe.symbol]:
+                if probe.place == "entry":
+                    first = first_instruction(image, function)
+                    text = first.text if first is not None else None
+                    points.append(AttachPoint(function.name, function.file_offset, text))
+                else:
+                    points += [
+                        AttachPoint(function.name, offset, "ret") for offset in find_returns(image, function)
+                    ]
+            if functions[probe.symbol] and not points:
+                reason = "the function does not return by a ret"
+            elif not points:
+                reason = _why_missing(facts)
+        plans.append(ProbePlan(probe, tuple(points), reason))
+    return tuple(plans)
+
+
+def _why_missing(facts: ImageFacts) -> str:
+    if facts.language is not Language.RUST:
+        return "not a Rust program"
+    if not facts.has_symbols:
+        return "the image has no symbol table"
+    if _SDK not in facts.crates:
+        return f"{_SDK} is not in the image"
+    return "no function of that name"
+
+
+def _layout(facts: ImageFacts, versions: tuple[str, ...], *, is_present: bool) -> SdkLayout | str:
+    if not is_present:
+        return f"{_SDK} is not in the image"
+    if not versions:
+        return f"the image does not tell which version of {_SDK} it holds"
+    if len(versions) > 1:
+        return f"the image holds several versions of {_SDK}: {', '.join(versions)}"
+    return layouts.lookup(versions[0], facts.rustc, facts.target)
+
+
+def _decide(
+    facts: ImageFacts, plans: tuple[ProbePlan, ...], layout: SdkLayout | str, *, is_present: bool
+) -> tuple[Verdict, str]:
+    if facts.language is not Language.RUST:
+        what = "a Go program" if facts.language is Language.GO else "no sign of rustc in it"
+        return Verdict.NOTHING, what
+    if not is_present:
+        return Verdict.AUTOMATIC_ONLY, f"{_SDK} is not in the image"
+    missing = [plan.probe.name for plan in plans if plan.reason is not None]
+    if missing and not facts.has_symbols:
+        return (
+            Verdict.AUTOMATIC_ONLY,
+            'the image has no symbol table; build with strip = "none" or "debuginfo" for manual spans',
+        )
+    if missing:
+        return Verdict.AUTOMATIC_ONLY, f"no attach point for {', '.join(missing)}"
+    if isinstance(layout, str):
+        return Verdict.AUTOMATIC_ONLY, layout
+    if facts.task_id is None:
+        return Verdict.JOINED, f"by thread, since {facts.task_id_reason}"
+    return Verdict.JOINED, "by tokio task"
+
+
+def crates_of_interest(facts: ImageFacts) -> dict[str, tuple[str, ...]]:
+    """The crates whose versions matter for tracing."""
+    return {
+        name: versions
+        for name, versions in facts.crates.items()
+        if name in _CRATES_OF_INTEREST or name.startswith(_PREFIXES_OF_INTEREST)
+    }
+
+
+def to_json(report: Report) -> dict[str, Any]:
+    """The document of ``--json``; its schema is in docs/images.md."""
+    facts = report.facts
+    task_id = None
+    if facts.task_id is not None:
+        task_id = {
+            "offset_from_fs": facts.task_id.offset_from_fs,
+            "source": facts.task_id.source,
+            "confirmed": facts.task_id.confirmed,
+        }
+    layout: dict[str, Any] | None = None
+    if isinstance(report.layout, SdkLayout):
+        layout = {field.name: getattr(report.layout, field.name) for field in fields(SdkLayout)}
+        for name in ("span_data_none", "status_unset", "status_ok"):
+            # Beyond 2**53, where many readers of JSON round.
+            layout[name] = hex(layout[name])
+        layout["span_kinds"] = {kind.name: value for value, kind in report.layout.span_kinds.items()}
+    return {
+        "schema": JSON_SCHEMA,
+        "path": click.format_filename(facts.path),
+        "size": facts.size,
+        "build_id": facts.build_id,
+        "language": facts.language.value,
+        "target": facts.target,
+        "position_independent": facts.is_pie,
+        "static": facts.is_static,
+        "symbols": facts.has_symbols,
+        "rustc": {"version": facts.rustc, "commit": facts.rustc_hash},
+        "crates": {name: list(versions) for name, versions in facts.crates.items()},
+        "sdk": {"versions": list(report.sdk_versions), "found_by": list(report.sdk_found_by)},
+        "tokio": {
+            "versions": list(facts.crates.get("tokio", ())),
+            "task_id": task_id,
+            "reason": facts.task_id_reason or None,
+        },
+        "probes": [
+            {
+                "name": plan.probe.name,
+                "group": plan.probe.group,
+                "place": plan.probe.place,
+                "symbol": plan.probe.symbol,
+                "attach_points": [
+                    {
+                        "function": point.function,
+                        "file_offset": point.file_offset,
+                        "instruction": point.instruction,
+                    }
+                    for point in plan.points
+                ],
+                "reason": plan.reason,
+            }
+            for plan in report.plans
+        ],
+        "layout": layout,
+        "layout_reason": report.layout if isinstance(report.layout, str) else None,
+        "verdict": {"spans": report.verdict.value, "reason": report.verdict_reason},
+    }
+
+
+_VERDICTS = {
+    Verdict.JOINED: ("green", "automatic and manual spans, joined"),
+    Verdict.AUTOMATIC_ONLY: ("yellow", "automatic spans only"),
+    Verdict.NOTHING: ("red", "cannot be traced"),
+}
+
+
+def print_report(report: Report, console: Console) -> None:
+    """Show a report to a reader; colours only where ``console`` is a terminal."""
+    facts = report.facts
+
+    def line(label: str, text: str, style: str = "") -> None:
+        console.print(Text.assemble((f"{label:<10}", "bold"), (text, style)))
+
+    kind = "position-independent" if facts.is_pie else "at a fixed address"
+    linking = "static" if facts.is_static else "dynamic"
+    symbols = "with symbols" if facts.has_symbols else "stripped"
+    path = click.format_filename(facts.path)
+    line("image", f"{path} ({facts.size / 1e6:.1f} MB, {facts.target}, {kind}, {linking}, {symbols})")
+    line("build id", facts.build_id or "none")
+    line("language", _language(facts))
+    crates = crates_of_interest(facts)
+    if crates:
+        line("crates", ", ".join(f"{name} {'/'.join(versions)}" for name, versions in crates.items()))
+    if report.sdk_found_by:
+        versions = "/".join(report.sdk_versions) or "of unknown version"
+        line("SDK", f"{_SDK} {versions}, found by {' and '.join(report.sdk_found_by)}")
+    else:
+        line("SDK", "none found")
+    if facts.task_id is not None:
+        certainty = "" if facts.task_id.confirmed else ", by this one source only"
+        place = f"fs:{facts.task_id.offset_from_fs:#x}"
+        line("task id", f"{place}, from {facts.task_id.source}{certainty}")
+    else:
+        line("task id", f"not known: {facts.task_id_reason}")
+    if isinstance(report.layout, SdkLayout):
+        line("layout", f"from the {report.layout.source}, {report.layout.confidence}")
+    else:
+        line("layout", f"none: {report.layout}")
+    line("probes", "")
+    for plan in report.plans:
+        _print_plan(plan, console)
+    style, text = _VERDICTS[report.verdict]
+    line("verdict", f"{text} ({report.verdict_reason})", style)
+
+
+def _language(facts: ImageFacts) -> str:
+    if facts.language is not Language.RUST:
+        return str(facts.language.value)
+    commit = f" ({facts.rustc_hash[:9]})" if facts.rustc_hash else ""
+    return f"Rust, rustc {facts.rustc or 'of unknown version'}{commit}"
+
+
+def _print_plan(plan: ProbePlan, console: Console) -> None:
+    name = f"  {plan.probe.name:<26}"
+    if plan.probe.symbol is None:
+        console.print(Text.assemble(name, ("system calls", "green")))
+    elif plan.reason is not None:
+        console.print(Text.assemble(name, (f"no: {plan.reason}", "yellow")))
+    for point in plan.points:
+        place = f"{plan.probe.place} at {point.file_offset:#x}"
+        console.print(Text.assemble(name, (place, "green"), f"  {point.function}"))
