@@ -71,7 +71,7 @@ def fields_of(types: dict[int, Type], struct: Type, prefix: str = "") -> list[tu
         name = prefix + member["name"]
         kind = resolve(types, member["type_id"])
         if kind["kind"] == "STRUCT":
-            result += fields_of(types, kind, "" if member["name"] == "head" else f"{name}_")
+            result += fields_of(types, kind, f"{name}_")
         elif kind["kind"] == "ARRAY":
             element = resolve(types, kind["type_id"])
             if element["kind"] != "INT" or element["size"] != 1:

@@ -161,9 +161,9 @@ EVENT_HEAD = Struct("<IIQ")
 class ServerSpanEvent(NamedTuple):
     """struct server_span_event, 584 bytes"""
 
-    kind: int
-    pid: int
-    at: int
+    head_kind: int
+    head_pid: int
+    head_at: int
     start: int
     trace_id_low: int
     trace_id_high: int
@@ -200,9 +200,9 @@ SERVER_SPAN_EVENT = Struct("<IIQQQQQQQHHHH16s16sHHHHBBBBBBBB16s64s128s256s")
 class ConnectionOpaqueEvent(NamedTuple):
     """struct connection_opaque_event, 64 bytes"""
 
-    kind: int
-    pid: int
-    at: int
+    head_kind: int
+    head_pid: int
+    head_at: int
     reason: int
     pad: int
     addresses_family: int
@@ -219,9 +219,9 @@ CONNECTION_OPAQUE_EVENT = Struct("<IIQIIHHHH16s16s")
 class ManualSpanEvent(NamedTuple):
     """struct manual_span_event, 176 bytes"""
 
-    kind: int
-    pid: int
-    at: int
+    head_kind: int
+    head_pid: int
+    head_at: int
     start_seconds: int
     end_seconds: int
     trace_id_low: int
@@ -245,9 +245,9 @@ MANUAL_SPAN_EVENT = Struct("<IIQQQQQQQIIBBBBHH96s")
 class ManualRootEvent(NamedTuple):
     """struct manual_root_event, 56 bytes"""
 
-    kind: int
-    pid: int
-    at: int
+    head_kind: int
+    head_pid: int
+    head_at: int
     server_span_id: int
     trace_id_low: int
     trace_id_high: int
@@ -261,9 +261,9 @@ MANUAL_ROOT_EVENT = Struct("<IIQQQQQQ")
 class AdoptionEvent(NamedTuple):
     """struct adoption_event, 40 bytes"""
 
-    kind: int
-    pid: int
-    at: int
+    head_kind: int
+    head_pid: int
+    head_at: int
     adoption: int
     what: int
     expected: int

@@ -26,7 +26,7 @@
 #define SCAN_STEPS 1024 /* reads, skipped bodies and buffers of one system call */
 #define IOV_MAX 1024
 #define QUEUE_MAX 16
-#define EXCLUDED_MAX 8
+#define EXCLUDED_MAX 16
 #define EXCLUDED_LENGTH 64
 
 enum parse_state {

@@ -127,7 +127,7 @@ def find_by_exe(glob: str) -> tuple[Process, ...]:
     if not found:
         raise TargetError(
             f"no process runs an executable that matches {glob!r}",
-            "A glob with a slash must match the whole path (as '*/bin/service'), one without the file's name.",
+            "A glob with a slash must match the whole path (as '*/bin/app'), one without the file's name.",
         )
     return tuple(sorted(found, key=lambda process: process.pid))
 

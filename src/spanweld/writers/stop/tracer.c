@@ -69,8 +69,7 @@ struct thread {
 	pid_t tid;
 	/* A request was carried out at another signal's stop; its own SIGURG is still to come. */
 	bool sigurg_due;
-	/* Was in a group stop since its last signal: EINTR is then what an untraced thread sees. */
-	bool group_stopped;
+	enum { RUNNING, GROUP_STOPPED, CONTINUED } state;
 	bool returns_checked;
 	bool returns_refused;
 };
@@ -481,12 +480,10 @@ static bool is_repeatable(const struct user_regs_struct *regs)
  * repeats the call if no handler runs, and returns EINTR if one does. So no disposition needs to
  * be known here, and a second signal, with a handler, that comes meanwhile is safe too.
  */
-static void mend_interrupted(struct thread *thread, int signal, struct user_regs_struct *regs)
+static void mend_interrupted(struct thread *thread, struct user_regs_struct *regs)
 {
 	if ((long long)regs->rax != -EINTR || (long long)regs->orig_rax < 0 ||
-	    regs->cs != USER_CS_64)
-		return;
-	if (stops_the_process(signal) || thread->group_stopped || !is_repeatable(regs))
+	    regs->cs != USER_CS_64 || !is_repeatable(regs))
 		return;
 	regs->rax = -ERESTARTNOHAND;
 	if (set_registers(thread->tid, regs))
@@ -527,10 +524,23 @@ static int handle_signal(struct thread *thread, int signal)
 	}
 	if (ours)
 		return 0;
-	mend_interrupted(thread, signal, &regs);
-	thread->group_stopped = false;
+	/* A stopped and continued process sees EINTR, traced or not. */
+	if (!stops_the_process(signal) && !(signal == SIGCONT && thread->state == CONTINUED))
+		mend_interrupted(thread, &regs);
+	thread->state = RUNNING;
 	counts.signals++;
 	return signal;
+}
+
+/* The end of a group stop, or SIGCONT outside one, which makes every seized thread trap. */
+static void handle_trap(struct thread *thread)
+{
+	struct user_regs_struct regs;
+
+	if (thread->state == GROUP_STOPPED)
+		thread->state = CONTINUED;
+	else if (get_registers(thread->tid, &regs))
+		mend_interrupted(thread, &regs);
 }
 
 /* Returns false when tracing is over. `code` is signal | event << 8, as waitid() has it. */
@@ -555,10 +565,11 @@ static bool handle_stop(pid_t tid, int code)
 		return true;
 	case PTRACE_EVENT_STOP:
 		if (stops_the_process(signal)) {
-			thread->group_stopped = true;
+			thread->state = GROUP_STOPPED;
 			ptrace(PTRACE_LISTEN, tid, 0, 0);
 			return true;
 		}
+		handle_trap(thread);
 		break;
 	case PTRACE_EVENT_EXEC:
 		if (!expect_exec) {

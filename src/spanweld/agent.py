@@ -1,0 +1,532 @@
+"""Life of a target, from found to let go; the only module that knows probes, writers and exporters."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from spanweld import layouts
+from spanweld.bpf import events
+from spanweld.bpf.clock import Clock
+from spanweld.bpf.host import Host, look_at_host
+from spanweld.bpf.libbpf import BpfMap, BpfObject, Libbpf, Link
+from spanweld.bpf.pins import PinFolder, remove_stale
+from spanweld.bpf.ring import RingReader
+from spanweld.errors import HostError, SpanweldError, TargetError, UsageError
+from spanweld.exporters import Exporter, make_exporters
+from spanweld.image import Image, ImageFacts, examine, find_many, find_returns, first_instruction
+from spanweld.image.symbols import contains_name
+from spanweld.join import RootLinks
+from spanweld.layouts import SdkLayout
+from spanweld.model import FileOffset, Origin, Pid, Resource, Span, SpanKind
+from spanweld.probes import REGISTRY, otel_sdk
+from spanweld.probes.declaration import AdoptionChanged, ConnectionOpaque, Decoder, ManualRoot, Place, Probe
+from spanweld.process.listening import listening_ports
+from spanweld.resource import make_resource, read_host, read_process
+from spanweld.settings import AdoptMode, Settings, WriteMode
+from spanweld.writers import Choice, Writer, choose
+from spanweld.writers import kernel as kernel_writer
+from spanweld.writers.stop import writer as stop_writer
+
+BPF_OBJECT = Path(__file__).parent / "bpf/objects/spanweld.bpf.o"
+DRAIN_INTERVAL = 0.1
+CLOSE_TIMEOUT = 3.0
+
+# Runtimes whose tasks are not followed: what is on a thread is no hint to the request then.
+_OTHER_RUNTIMES = ("async-std", "smol", "monoio", "glommio", "tokio-uring", "compio", "async-global-executor")
+
+_WRITE_NUMBERS = {
+    WriteMode.OFF: events.WriteMode.OFF,
+    WriteMode.KERNEL: events.WriteMode.KERNEL,
+    WriteMode.STOP: events.WriteMode.STOP,
+}
+
+# What the counters say when the agent ends; those not here are no reason for a message.
+_COUNTER_TEXTS = {
+    events.Counter.EVENT_LOST: "events were lost: the ring buffer was full",
+    events.Counter.READ_FAULT: "reads of the service's memory failed",
+    events.Counter.TASKS_FULL: "requests had no room in spans_in_progress",
+    events.Counter.STACK_FULL: "spans were nested too deep to be followed",
+    events.Counter.SLOT_BUSY: "spans were not followed: their task's entry was being changed",
+    events.Counter.CONNECTIONS_FULL: "connections were not followed: there were too many",
+    events.Counter.CONNECTION_BUSY: "connections were used by two threads at once",
+    events.Counter.QUEUE_FULL: "connections had too many pipelined requests",
+    events.Counter.FRAMING_ERROR: "connections were not well-formed HTTP/1.1",
+    events.Counter.HEAD_TOO_LONG: "connections had a head of more than 16 KiB",
+    events.Counter.SCAN_LIMIT: "connections had too many lines in one system call",
+    events.Counter.RESPONSE_WITHOUT_REQUEST: "connections had a response without a request",
+    events.Counter.TLS: "connections spoke TLS",
+    events.Counter.HTTP2: "connections spoke HTTP/2",
+    events.Counter.ROOTS_UNSAMPLED: "manual roots were left alone: their request is not sampled",
+    events.Counter.ROOTS_SIGNAL_BLOCKED: "manual roots were left alone: their thread blocks SIGURG",
+    events.Counter.ROOTS_NO_TRACER: "manual roots were left alone: their thread was not traced",
+    events.Counter.ROOTS_UNWRITTEN: "manual roots were left alone: their trace id could not be written",
+    events.Counter.PARENTS_UNWRITTEN: "adopted roots kept no parent: it could not be written",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class AttachPoint:
+    """A probe and the place in the image where its program goes."""
+
+    probe: Probe
+    offset: FileOffset
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What will be attached to an image. ``why_no_adoption`` is empty if manual spans are adopted."""
+
+    facts: ImageFacts
+    points: tuple[AttachPoint, ...]
+    layout: SdkLayout | None
+    why_no_adoption: str
+
+
+@dataclass(slots=True)
+class Target:
+    """A process with everything attached."""
+
+    pid: Pid
+    plan: Plan
+    resource: Resource
+    writer: Writer
+    pins: PinFolder
+    spans_fd: int
+    span_kinds: Mapping[int, int]
+    links: list[tuple[Probe, Link]] = field(default_factory=list)
+    pidfd: int = -1
+    ended: bool = False
+
+
+def make_plan(path: Path) -> Plan:
+    """Looks at an executable; ImageError for one that cannot be traced."""
+    with Image.open(path) as image:
+        facts = examine(image)
+        facts.require_rust()
+        layout, why = _find_layout(facts)
+        points: tuple[AttachPoint, ...] = ()
+        if not why:
+            why = _why_tasks_are_unknown(image, facts)
+        if not why:
+            points, why = _find_points(image)
+        return Plan(facts, () if why else points, None if why else layout, why)
+
+
+def _find_layout(facts: ImageFacts) -> tuple[SdkLayout | None, str]:
+    crate = otel_sdk.INSTRUMENTATION.crate
+    assert crate is not None
+    versions = facts.crates.get(crate, ())
+    if not versions:
+        return None, "the service has no opentelemetry_sdk in it"
+    if len(versions) > 1:
+        return None, f"the service has several versions of {crate} in it: {', '.join(versions)}"
+    if ".".join(versions[0].split(".")[:2]) not in otel_sdk.INSTRUMENTATION.releases:
+        known = ", ".join(otel_sdk.INSTRUMENTATION.releases)
+        return None, f"{crate} {versions[0]} is not known yet ({known} is)"
+    found = layouts.lookup(versions[0], facts.rustc, facts.target)
+    return (None, found) if isinstance(found, str) else (found, "")
+
+
+def _why_tasks_are_unknown(image: Image, facts: ImageFacts) -> str:
+    for runtime in _OTHER_RUNTIMES:
+        if facts.crates.get(runtime):
+            return f"the tasks of {runtime} are not followed"
+    if facts.task_id is None and contains_name(image, b"tokio7runtime4task"):
+        return f"tokio's task id was not found: {facts.task_id_reason}"
+    return ""
+
+
+def _find_points(image: Image) -> tuple[tuple[AttachPoint, ...], str]:
+    probes = otel_sdk.INSTRUMENTATION.probes
+    functions = find_many(image, {probe.symbol for probe in probes if probe.symbol})
+    points: list[AttachPoint] = []
+    for probe in probes:
+        assert probe.symbol is not None
+        found = functions[probe.symbol]
+        if not found:
+            return (), f"it has no symbol {probe.symbol} (stripped?)"
+        for function in found:
+            if probe.place is Place.RETURNS:
+                places = find_returns(image, function)
+                if not places:
+                    return (), f"no return was found in the code of {probe.symbol}"
+                points += [AttachPoint(probe, place) for place in places]
+                continue
+            first = first_instruction(image, function)
+            if first is None or first.touches_memory or (probe.returned_early and not first.early_return):
+                code = first.text if first else "nothing that decodes"
+                return (), f"{probe.symbol} begins with {code}, where no probe is put"
+            points.append(AttachPoint(probe, function.file_offset))
+    return tuple(points), ""
+
+
+class Agent:
+    """Traces any number of targets until they end or it is told to stop.
+
+    ``open``, then ``add`` for each target, then ``run``, and ``close`` in any case. All by one thread.
+    """
+
+    def __init__(self, settings: Settings, say: Callable[[str], None]) -> None:
+        self._settings = settings
+        self._say = say
+        self._said: set[str] = set()
+        self._targets: dict[int, Target] = {}
+        self._selector = selectors.DefaultSelector()
+        self._clock = Clock()
+        self._links: list[Link] = []
+        self._exporters: list[Exporter] = []
+        self._root_links = RootLinks()
+        self._object: BpfObject | None = None
+        self._ring: RingReader | None = None
+        self._host_facts = read_host()
+        self._opaque = 0
+        self._decoders: dict[int, Decoder] = {
+            int(kind): decoder
+            for instrumentation in REGISTRY
+            for kind, decoder in instrumentation.decoders.items()
+        }
+
+    def open(self) -> Choice:
+        """Loads the programs and attaches what needs no target; returns how will be written.
+
+        Raises HostError if this host cannot do it, UsageError for exports that cannot be opened.
+        """
+        host = look_at_host(mount=True)
+        host.require()
+        if not BPF_OBJECT.exists():
+            raise HostError(f"the BPF programs are missing at {BPF_OBJECT}", "build them with `make build`")
+        self._exporters = make_exporters(self._settings, sys.stdout, self._say)
+        remove_stale()
+        choice = self._load(host)
+        tracepoints = [
+            probe
+            for instrumentation in REGISTRY
+            for probe in instrumentation.probes
+            if probe.place is Place.TRACEPOINT
+        ]
+        for probe in tracepoints:
+            self._links.append(self._bpf.attach(probe.program))
+        ring = self._bpf.map("events")
+        self._ring = RingReader(ring.fd, ring.max_entries)
+        self._selector.register(ring.fd, selectors.EVENT_READ)
+        return choice
+
+    @property
+    def _bpf(self) -> BpfObject:
+        assert self._object is not None, "open() comes first"
+        return self._object
+
+    def _load(self, host: Host) -> Choice:
+        wanted = self._settings.write
+        refused = kernel_writer.why_not(host)
+        try_kernel = wanted in (WriteMode.AUTO, WriteMode.KERNEL) and not refused
+        library = Libbpf()
+        if try_kernel:
+            try:
+                self._object = self._load_object(library, kernel_writes=True)
+            except HostError as error:
+                refused = f"the kernel refused bpf_probe_write_user ({error.message})"
+        choice = choose(wanted, refused, stop_writer.why_not())
+        if self._object is None:
+            self._object = self._load_object(library, kernel_writes=False)
+        return choice
+
+    def _load_object(self, library: Libbpf, *, kernel_writes: bool) -> BpfObject:
+        bpf = BpfObject(library, BPF_OBJECT)
+        try:
+            bpf.set_constant("kernel_writes", bytes([kernel_writes]))
+            bpf.set_constant("excluded_paths", encode_excluded(self._settings.exclude_paths))
+            bpf.expect_inner_maps("spans_in_progress")
+            bpf.load()
+        except BaseException:
+            bpf.close()
+            raise
+        return bpf
+
+    def add(self, pid: Pid, plan: Plan, image: Path, choice: Choice, *, starting: bool = False) -> Target:
+        """Attaches everything to a process. ``starting``: it is a child that waits to be executed.
+
+        Raises TargetError if that is not possible; then nothing is left behind.
+        """
+        mode = choice.mode if plan.layout else WriteMode.OFF
+        process = read_process(pid, plan.facts.rustc)
+        if starting:
+            environ = {k: v for k, v in os.environ.items() if k.startswith("OTEL_")}
+            process = replace(process, executable=plan.facts.path, environ=environ)
+        pins = PinFolder(pid)
+        pins.create()
+        spans = self._bpf.create_inner_map("spans_in_progress", "span_bucket")
+        layout = plan.layout
+        target = Target(
+            pid=pid,
+            plan=plan,
+            resource=make_resource(self._settings, process, self._host_facts),
+            writer=self._make_writer(pid, mode, starting),
+            pins=pins,
+            spans_fd=spans.fd,
+            span_kinds={raw: int(kind) for raw, kind in layout.span_kinds.items()} if layout else {},
+        )
+        self._targets[pid] = target
+        try:
+            self._bpf.pin(spans, pins.path / "spans_in_progress")
+            self._bpf.map("spans_in_progress").set(_u32(pid), _u32(spans.fd))
+            target.writer.start()
+            self._bpf.map("targets").set(_u32(pid), self._encode_target(target))
+            if not starting:
+                listening = self._bpf.map("listening")
+                for port in listening_ports(pid):
+                    listening.set(events.LISTENING_KEY.pack(pid, port), b"\1")
+            for point in plan.points:
+                link = self._bpf.attach_uprobe(point.probe.program, pid, image, point.offset)
+                target.links.append((point.probe, link))
+            target.pidfd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            self.remove(target)
+            raise TargetError(f"process {pid} has ended") from None
+        except BaseException:
+            self.remove(target)
+            raise
+        self._selector.register(target.pidfd, selectors.EVENT_READ, target)
+        descriptor = target.writer.fileno()
+        if descriptor is not None:
+            self._selector.register(descriptor, selectors.EVENT_READ, target)
+        return target
+
+    def _make_writer(self, pid: Pid, mode: WriteMode, starting: bool) -> Writer:
+        if mode is WriteMode.STOP:
+            requests = self._bpf.map("stop_requests")
+            return stop_writer.StopWriter(pid, requests.fd, expect_exec=starting)
+        return kernel_writer.PassiveWriter(mode)
+
+    def _encode_target(self, target: Target) -> bytes:
+        settings, layout = self._settings, target.plan.layout
+        task_id = target.plan.facts.task_id
+        values = dict.fromkeys(events.Target._fields, 0)
+        values.update(
+            tokio_task_id=task_id.offset_from_fs & (1 << 64) - 1 if task_id else 0,
+            sample_below=int(settings.sampler.ratio * (1 << 63)),
+            adoption=events.Adoption.UNVERIFIED if layout else events.Adoption.NONE,
+            adopt_mode=events.AdoptMode.SERVER
+            if settings.adopt is AdoptMode.SERVER
+            else events.AdoptMode.ACTIVE,
+            write_mode=_WRITE_NUMBERS[target.writer.mode],
+            tracer=target.writer.tracer or 0,
+            parent_based=int(settings.sampler.parent_based),
+            wants_manual_spans=int("console" in settings.exports),
+        )
+        if layout:
+            for name in values:
+                if name.startswith("layout_") and not name.startswith("layout_pad"):
+                    value = getattr(layout, _LAYOUT_NAMES.get(name, name.removeprefix("layout_")))
+                    values[name] = 0xFFFF if value is None else value
+        return events.TARGET.pack(*values.values())
+
+    def remove(self, target: Target) -> None:
+        """Lets a target go; it runs on as it was."""
+        for _, link in target.links:
+            link.detach()
+        target.links.clear()
+        self._forget(target.writer.fileno())
+        report = target.writer.stop()
+        if report:
+            self._say(f"pid {target.pid}: {report}")
+        self._drain()
+        self._bpf.map("targets").delete(_u32(target.pid))
+        self._bpf.map("spans_in_progress").delete(_u32(target.pid))
+        _delete_of_pid(self._bpf.map("connections"), target.pid, events.CONNECTION_KEY.unpack, 2)
+        _delete_of_pid(self._bpf.map("listening"), target.pid, events.LISTENING_KEY.unpack, 0)
+        if target.spans_fd >= 0:
+            os.close(target.spans_fd)
+            target.spans_fd = -1
+        target.pins.remove()
+        if target.pidfd >= 0:
+            self._forget(target.pidfd)
+            os.close(target.pidfd)
+            target.pidfd = -1
+        self._targets.pop(target.pid, None)
+
+    def _forget(self, descriptor: int | None) -> None:
+        if descriptor is not None:
+            with contextlib.suppress(KeyError, ValueError):
+                self._selector.unregister(descriptor)
+
+    def run(self, stop: Callable[[], bool], wake: Iterable[int] = ()) -> None:
+        """Traces until ``stop`` says so or no target is left.
+
+        ``stop`` is asked after each pass, and a pass begins at once when one of ``wake`` is readable.
+        """
+        for descriptor in wake:
+            self._selector.register(descriptor, selectors.EVENT_READ)
+        due = time.monotonic()
+        while self._targets:
+            ready = self._selector.select(max(0.0, due - time.monotonic()))
+            for key, _ in ready:
+                target = key.data
+                if not isinstance(target, Target):
+                    continue
+                if key.fd == target.pidfd:
+                    target.ended = True
+                else:
+                    self._poll_writer(target)
+            if stop():
+                return
+            now = time.monotonic()
+            if now >= due or ready:
+                self._drain()
+                due = now + DRAIN_INTERVAL
+                for exporter in self._exporters:
+                    exporter.poll(now)
+            for target in [target for target in self._targets.values() if target.ended]:
+                self.remove(target)
+
+    def _poll_writer(self, target: Target) -> None:
+        for text in target.writer.poll():
+            if text:
+                self._say(f"pid {target.pid}: {text}")
+                continue
+            # No adoption any more: the probes would only cost.
+            self._forget(target.writer.fileno())
+            self._detach(target, lambda _: True)
+
+    def _detach(self, target: Target, which: Callable[[Probe], bool]) -> None:
+        for probe, link in target.links:
+            if which(probe):
+                link.detach()
+        target.links = [(probe, link) for probe, link in target.links if not which(probe)]
+
+    def _drain(self) -> None:
+        if self._ring is None:
+            return
+        self._clock.refresh()
+        spans: dict[int, list[Span]] = defaultdict(list)
+        for record in self._ring.drain():
+            head = events.EventHead._make(events.EVENT_HEAD.unpack_from(record))
+            target = self._targets.get(head.pid)
+            if target is None:
+                continue
+            decoded = self._decoders[head.kind](record, self._clock, target.span_kinds)
+            if isinstance(decoded, Span):
+                if decoded.origin is Origin.AUTOMATIC and decoded.kind is SpanKind.SERVER:
+                    decoded = self._root_links.link(decoded)
+                spans[head.pid].append(decoded)
+            elif isinstance(decoded, ManualRoot):
+                self._root_links.add(decoded.server_span_id, decoded.context)
+            elif isinstance(decoded, ConnectionOpaque):
+                self._say_opaque(decoded)
+            elif isinstance(decoded, AdoptionChanged):
+                self._adoption_changed(target, decoded)
+        for pid, batch in spans.items():
+            for exporter in self._exporters:
+                exporter.export(self._targets[pid].resource, batch)
+
+    def _say_opaque(self, connection: ConnectionOpaque) -> None:
+        self._opaque += 1
+        text = f"a connection with {connection.peer} {connection.reason}: it is not traced"
+        if text not in self._said and len(self._said) < 1000:
+            self._said.add(text)
+            self._say(text)
+
+    def _adoption_changed(self, target: Target, change: AdoptionChanged) -> None:
+        if change.mismatch:
+            self._say(
+                f"pid {target.pid}: {change.mismatch}: manual spans are left alone; automatic spans go on"
+            )
+            self._detach(target, lambda _: True)
+        else:
+            self._detach(target, lambda probe: probe.until_verified)
+
+    def counters(self) -> dict[events.Counter, int]:
+        """The kernel's counters, summed over CPUs."""
+        counters = self._bpf.map("counters")
+        result: dict[events.Counter, int] = {}
+        for counter in events.Counter:
+            value = counters.get(_u32(counter)) if counter is not events.Counter.MAX else None
+            if value:
+                result[counter] = sum(
+                    int.from_bytes(value[at : at + 8], "little") for at in range(0, len(value), 8)
+                )
+        return result
+
+    def close(self) -> None:
+        """Lets every target go, flushes the exporters and says what was lost; within seconds."""
+        for target in list(self._targets.values()):
+            self.remove(target)
+        for link in self._links:
+            link.detach()
+        self._links.clear()
+        self._drain()
+        deadline = time.monotonic() + CLOSE_TIMEOUT
+        for exporter in self._exporters:
+            exporter.close(max(0.1, deadline - time.monotonic()))
+        for exporter in self._exporters:
+            counts = exporter.counts()
+            if counts.dropped:
+                because = f" ({counts.last_error})" if counts.last_error else ""
+                self._say(f"{counts.dropped} spans could not be exported{because}")
+        if self._object is not None:
+            for counter, number in self.counters().items():
+                if number and counter in _COUNTER_TEXTS:
+                    self._say(f"{number} {_COUNTER_TEXTS[counter]}")
+        if self._ring is not None:
+            self._ring.close()
+            self._ring = None
+        if self._object is not None:
+            self._object.close()
+            self._object = None
+        self._selector.close()
+
+
+# Fields of struct sdk_layout that SdkLayout calls otherwise.
+_LAYOUT_NAMES = {"layout_end_none_nanos": "end_argument_none_nanos"}
+
+
+def encode_excluded(paths: Iterable[str]) -> bytes:
+    """--exclude-path as the programs take it: ``excluded_paths`` of http_server.bpf.c.
+
+    A path is meant exactly (with any query), or, ending in ``*``, as a prefix.
+    """
+    patterns: list[tuple[bytes, bytes]] = []
+    for path in paths:
+        text = path.removesuffix("*").encode()
+        if not path.startswith("/") or b"*" in text:
+            raise UsageError(
+                f"--exclude-path {path!r} is not a path", "write /healthz, or /internal/* for a prefix"
+            )
+        if len(text) > _EXCLUDED_LENGTH - 1:
+            raise UsageError(f"--exclude-path {path!r} is longer than {_EXCLUDED_LENGTH - 1} bytes")
+        # What ends a path in a request target: its end, or the query.
+        for end in (b"",) if path.endswith("*") else (b"\0", b"?"):
+            pattern = text + end
+            patterns.append((pattern, b"\xff" * len(pattern)))
+    if len(patterns) > _EXCLUDED_MAX:
+        raise UsageError("--exclude-path: too many paths", "use prefixes that end in *")
+    return b"".join(
+        pattern.ljust(_EXCLUDED_LENGTH, b"\0") + mask.ljust(_EXCLUDED_LENGTH, b"\0")
+        for pattern, mask in patterns
+    ).ljust(_EXCLUDED_MAX * 2 * _EXCLUDED_LENGTH, b"\0")
+
+
+_EXCLUDED_MAX = 16
+_EXCLUDED_LENGTH = 64
+
+
+def _u32(number: int) -> bytes:
+    return number.to_bytes(4, "little")
+
+
+def _delete_of_pid(
+    bpf_map: BpfMap, pid: Pid, unpack: Callable[[bytes], tuple[int, ...]], index: int
+) -> None:
+    for key in [key for key in bpf_map.keys() if unpack(key)[index] == pid]:  # noqa: SIM118
+        bpf_map.delete(key)
+
+
+__all__ = ["Agent", "Plan", "SpanweldError", "Target", "make_plan"]

@@ -1,0 +1,346 @@
+"""libbpf through ctypes: objects, maps, programs, links.
+
+Only what the agent uses, with errors as exceptions. Needs libbpf.so.1 of version 1.0 or newer
+(https://libbpf.readthedocs.io/en/latest/api.html).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Iterator
+from ctypes import POINTER, c_bool, c_char_p, c_int, c_size_t, c_uint32, c_uint64, c_void_p
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from spanweld.errors import HostError
+from spanweld.model import FileOffset, Pid
+
+BPF_MAP_TYPE_ARRAY = 2
+BPF_F_MMAPABLE = 1024
+BTF_KIND_STRUCT = 4
+
+_PRINT = ctypes.CFUNCTYPE(c_int, c_int, c_char_p, c_void_p)
+
+
+class _MapCreateOptions(ctypes.Structure):
+    """struct bpf_map_create_opts"""
+
+    _fields_ = (
+        ("sz", c_size_t),
+        ("btf_fd", c_uint32),
+        ("btf_key_type_id", c_uint32),
+        ("btf_value_type_id", c_uint32),
+        ("btf_vmlinux_value_type_id", c_uint32),
+        ("inner_map_fd", c_uint32),
+        ("map_flags", c_uint32),
+        ("map_extra", c_uint64),
+        ("numa_node", c_uint32),
+        ("map_ifindex", c_uint32),
+    )
+
+
+_SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
+    "bpf_object__open_file": (c_void_p, (c_char_p, c_void_p)),
+    "bpf_object__load": (c_int, (c_void_p,)),
+    "bpf_object__close": (None, (c_void_p,)),
+    "bpf_object__find_map_by_name": (c_void_p, (c_void_p, c_char_p)),
+    "bpf_object__find_program_by_name": (c_void_p, (c_void_p, c_char_p)),
+    "bpf_object__next_program": (c_void_p, (c_void_p, c_void_p)),
+    "bpf_object__btf": (c_void_p, (c_void_p,)),
+    "bpf_object__btf_fd": (c_int, (c_void_p,)),
+    "btf__find_by_name": (c_int, (c_void_p, c_char_p)),
+    "btf__find_by_name_kind": (c_int, (c_void_p, c_char_p, c_uint32)),
+    "bpf_map__fd": (c_int, (c_void_p,)),
+    "bpf_map__max_entries": (c_uint32, (c_void_p,)),
+    "bpf_map__key_size": (c_uint32, (c_void_p,)),
+    "bpf_map__value_size": (c_uint32, (c_void_p,)),
+    "bpf_map__inner_map": (c_void_p, (c_void_p,)),
+    "bpf_map__initial_value": (c_void_p, (c_void_p, POINTER(c_size_t))),
+    "bpf_map_create": (
+        c_int,
+        (c_int, c_char_p, c_uint32, c_uint32, c_uint32, POINTER(_MapCreateOptions)),
+    ),
+    "bpf_map_lookup_elem": (c_int, (c_int, c_void_p, c_void_p)),
+    "bpf_map_update_elem": (c_int, (c_int, c_void_p, c_void_p, c_uint64)),
+    "bpf_map_delete_elem": (c_int, (c_int, c_void_p)),
+    "bpf_map_get_next_key": (c_int, (c_int, c_void_p, c_void_p)),
+    "bpf_obj_pin": (c_int, (c_int, c_char_p)),
+    "bpf_program__name": (c_char_p, (c_void_p,)),
+    "bpf_program__set_autoload": (c_int, (c_void_p, c_bool)),
+    "bpf_program__attach": (c_void_p, (c_void_p,)),
+    "bpf_program__attach_uprobe": (c_void_p, (c_void_p, c_bool, c_int, c_char_p, c_size_t)),
+    "bpf_link__destroy": (c_int, (c_void_p,)),
+    "libbpf_set_print": (c_void_p, (_PRINT,)),
+    "libbpf_num_possible_cpus": (c_int, ()),
+    "libbpf_major_version": (c_uint32, ()),
+    "libbpf_minor_version": (c_uint32, ()),
+}
+
+
+class Libbpf:
+    """The loaded library; what it prints (verifier logs) is kept for the next error message."""
+
+    def __init__(self) -> None:
+        try:
+            library = ctypes.CDLL("libbpf.so.1", use_errno=True)
+        except OSError as error:
+            raise HostError(
+                f"libbpf cannot be loaded: {error}", "install libbpf 1.0 or newer; on Debian: libbpf1"
+            ) from None
+        for name, (result, arguments) in _SIGNATURES.items():
+            function = getattr(library, name)
+            function.restype = result
+            function.argtypes = arguments
+        self._library = library
+        self._printed: list[str] = []
+        # va_list is passed on to vsnprintf; its x86-64 form is a pointer.
+        libc = ctypes.CDLL(None)
+        libc.vsnprintf.argtypes = (c_char_p, c_size_t, c_char_p, c_void_p)
+
+        def keep(level: int, text: bytes, arguments: int) -> int:
+            if level <= 1:  # LIBBPF_WARN, LIBBPF_INFO
+                buffer = ctypes.create_string_buffer(65536)
+                libc.vsnprintf(buffer, len(buffer), text, arguments)
+                self._printed.append(buffer.value.decode(errors="replace"))
+            return 0
+
+        # Referenced for as long as the library may call it.
+        self._print = _PRINT(keep)
+        library.libbpf_set_print(self._print)
+
+    @property
+    def version(self) -> str:
+        """``major.minor`` of the library."""
+        return f"{self._library.libbpf_major_version()}.{self._library.libbpf_minor_version()}"
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._library, name)
+
+    def take_printed(self) -> str:
+        """What libbpf has printed since the last call."""
+        text = "".join(self._printed)
+        self._printed.clear()
+        return text
+
+    def check(self, result: int, what: str) -> int:
+        """``result`` if it is no error; raises HostError, with what libbpf printed, if it is."""
+        if result >= 0:
+            return result
+        raise self.error(what, -result)
+
+    def check_pointer(self, result: int | None, what: str) -> int:
+        """The same for a pointer, where NULL is the error and errno its number."""
+        if result:
+            return result
+        raise self.error(what, ctypes.get_errno())
+
+    def error(self, what: str, number: int) -> HostError:
+        """The exception for a failed call."""
+        detail = "".join(line + "\n" for line in self.take_printed().splitlines()[-20:])
+        return HostError(f"{what}: {os.strerror(number)}", detail.rstrip())
+
+
+@dataclass(frozen=True, slots=True)
+class BpfMap:
+    """A map: keys and values are bytes of the sizes that the map has."""
+
+    library: Libbpf
+    name: str
+    fd: int
+    key_size: int
+    value_size: int
+    max_entries: int
+
+    def get(self, key: bytes) -> bytes | None:
+        """The value, or None. Of a per-CPU map, the values of all possible CPUs one after the other."""
+        cells = self.library.libbpf_num_possible_cpus() if self.name == "counters" else 1
+        value = ctypes.create_string_buffer(-(-self.value_size // 8) * 8 * cells)
+        if self.library.bpf_map_lookup_elem(self.fd, key, value):
+            return None
+        return value.raw if cells > 1 else value.raw[: self.value_size]
+
+    def set(self, key: bytes, value: bytes) -> None:
+        """Stores; HostError if the map is full."""
+        assert len(key) == self.key_size
+        assert len(value) == self.value_size
+        self.library.check(
+            self.library.bpf_map_update_elem(self.fd, key, value, 0), f"cannot store in BPF map {self.name}"
+        )
+
+    def delete(self, key: bytes) -> None:
+        """Removes the key, if it is there."""
+        self.library.bpf_map_delete_elem(self.fd, key)
+
+    def keys(self) -> Iterator[bytes]:
+        """All keys; what is added or removed meanwhile may be missed or met twice."""
+        key: Any = None
+        following = ctypes.create_string_buffer(self.key_size)
+        for _ in range(2 * self.max_entries):
+            if self.library.bpf_map_get_next_key(self.fd, key, following):
+                return
+            key = following.raw
+            yield key
+
+
+class Link:
+    """An attached program; ``detach`` or the end of the process takes it off."""
+
+    def __init__(self, library: Libbpf, pointer: int) -> None:
+        self._library = library
+        self._pointer: int | None = pointer
+
+    def detach(self) -> None:
+        """Takes the program off; a second call does nothing."""
+        if self._pointer is not None:
+            self._library.bpf_link__destroy(self._pointer)
+            self._pointer = None
+
+
+class BpfObject:
+    """A BPF object file, opened, then (after constants were set) loaded into the kernel."""
+
+    def __init__(self, library: Libbpf, path: Path) -> None:
+        self.library = library
+        self._path = path
+        self._object = library.check_pointer(
+            library.bpf_object__open_file(str(path).encode(), None), f"cannot open {path.name}"
+        )
+        self._inner_maps: dict[str, BpfMap] = {}
+
+    def __enter__(self) -> BpfObject:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Lets maps and programs go; pinned ones stay."""
+        if self._object:
+            self.library.bpf_object__close(self._object)
+            self._object = 0
+
+    def set_constant(self, name: str, value: bytes) -> None:
+        """Sets a ``const volatile`` variable of the object; only before ``load``."""
+        offset, size = _rodata_variable(self._path, name)
+        if len(value) != size:
+            raise ValueError(f"{name} has {size} bytes, not {len(value)}")
+        length = c_size_t()
+        rodata = self.library.bpf_object__find_map_by_name(self._object, b".rodata")
+        start = self.library.bpf_map__initial_value(rodata, ctypes.byref(length))
+        ctypes.memmove(start + offset, value, size)
+
+    def leave_out(self, program: str) -> None:
+        """Does not load a program; only before ``load``."""
+        self.library.bpf_program__set_autoload(self._program(program), False)
+
+    def expect_inner_maps(self, outer: str) -> None:
+        """Notes of what kind the inner maps of ``outer`` are: libbpf forgets it at ``load``."""
+        outer_map = self.library.bpf_object__find_map_by_name(self._object, outer.encode())
+        self._inner_maps[outer] = self._describe(
+            outer, self.library.bpf_map__inner_map(outer_map), closed=True
+        )
+
+    def load(self) -> None:
+        """Loads every program; HostError with the verifier's last lines if one is refused."""
+        self.library.check(self.library.bpf_object__load(self._object), "the kernel refused the BPF programs")
+
+    def map(self, name: str) -> BpfMap:
+        """A map by its name."""
+        return self._describe(
+            name,
+            self.library.check_pointer(
+                self.library.bpf_object__find_map_by_name(self._object, name.encode()), f"no BPF map {name}"
+            ),
+        )
+
+    def create_inner_map(self, outer: str, value_type: str) -> BpfMap:
+        """A new map of the kind that the map of maps ``outer`` takes, with BTF types for bpftool."""
+        library = self.library
+        inner = self._inner_maps[outer]
+        btf = library.bpf_object__btf(self._object)
+        options = _MapCreateOptions(
+            sz=ctypes.sizeof(_MapCreateOptions),
+            btf_fd=library.bpf_object__btf_fd(self._object),
+            btf_key_type_id=library.check(library.btf__find_by_name(btf, b"__u32"), "no BTF type __u32"),
+            btf_value_type_id=library.check(
+                library.btf__find_by_name_kind(btf, value_type.encode(), BTF_KIND_STRUCT),
+                f"no BTF type {value_type}",
+            ),
+            map_flags=BPF_F_MMAPABLE,
+        )
+        fd = library.check(
+            library.bpf_map_create(
+                BPF_MAP_TYPE_ARRAY,
+                outer[:15].encode(),
+                inner.key_size,
+                inner.value_size,
+                inner.max_entries,
+                ctypes.byref(options),
+            ),
+            f"cannot make a BPF map {outer}",
+        )
+        return BpfMap(library, outer, fd, inner.key_size, inner.value_size, inner.max_entries)
+
+    def pin(self, bpf_map: BpfMap, path: Path) -> None:
+        """Pins a map at a path below a bpffs."""
+        self.library.check(self.library.bpf_obj_pin(bpf_map.fd, str(path).encode()), f"cannot pin {path}")
+
+    def attach(self, program: str) -> Link:
+        """Attaches a program where its section says."""
+        pointer = self.library.bpf_program__attach(self._program(program))
+        return Link(self.library, self.library.check_pointer(pointer, f"cannot attach {program}"))
+
+    def attach_uprobe(self, program: str, pid: Pid, image: Path, offset: FileOffset) -> Link:
+        """Attaches a program to one instruction of an image, in one process."""
+        pointer = self.library.bpf_program__attach_uprobe(
+            self._program(program), False, pid, str(image).encode(), offset
+        )
+        what = f"cannot attach {program} at {image}+{offset:#x} in process {pid}"
+        return Link(self.library, self.library.check_pointer(pointer, what))
+
+    def programs(self) -> list[str]:
+        """Names of all programs."""
+        names: list[str] = []
+        program = self.library.bpf_object__next_program(self._object, None)
+        while program:
+            names.append(self.library.bpf_program__name(program).decode())
+            program = self.library.bpf_object__next_program(self._object, program)
+        return names
+
+    def _program(self, name: str) -> int:
+        return self.library.check_pointer(
+            self.library.bpf_object__find_program_by_name(self._object, name.encode()), f"no program {name}"
+        )
+
+    def _describe(self, name: str, pointer: int, closed: bool = False) -> BpfMap:
+        library = self.library
+        return BpfMap(
+            library,
+            name,
+            -1 if closed else library.bpf_map__fd(pointer),
+            library.bpf_map__key_size(pointer),
+            library.bpf_map__value_size(pointer),
+            library.bpf_map__max_entries(pointer),
+        )
+
+
+def _rodata_variable(path: Path, name: str) -> tuple[int, int]:
+    """Offset in .rodata and size of a constant, in bytes."""
+    from elftools.elf.elffile import ELFFile
+    from elftools.elf.sections import SymbolTableSection
+
+    with path.open("rb") as file:
+        elf = ELFFile(file)
+        table = elf.get_section_by_name(".symtab")
+        assert isinstance(table, SymbolTableSection)
+        symbols = table.get_symbol_by_name(name)
+        if not symbols:
+            raise ValueError(f"no constant {name} in {path.name}")
+        return symbols[0]["st_value"], symbols[0]["st_size"]
+
+

@@ -1,0 +1,82 @@
+"""The pinned maps of each target: /sys/fs/bpf/spanweld/<pid>/, owner-only.
+
+A bpffs holds no plain files, so what must be known besides the maps is in the texts of symbolic
+links: the target's start time, since process ids are reused, and the agent that attached.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+from spanweld.bpf.host import BPFFS
+from spanweld.errors import TargetError
+from spanweld.model import Pid
+
+PINS = BPFFS / "spanweld"
+_START_TIME = "start_time"
+_AGENT = "agent"
+
+
+def start_time(pid: int) -> str:
+    """Clock ticks between boot and the start of a process, as text; empty if it does not exist."""
+    try:
+        return (Path("/proc") / str(pid) / "stat").read_text(errors="replace").rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""
+
+
+class PinFolder:
+    """The folder of one target, made by ``create`` and gone after ``remove``."""
+
+    def __init__(self, pid: Pid) -> None:
+        self.path = PINS / str(pid)
+        self._pid = pid
+
+    def create(self) -> None:
+        """Makes the folder; TargetError if a live agent has one for this very process."""
+        agent = _live_agent(self.path)
+        if agent and _link(self.path, _START_TIME) == start_time(self._pid):
+            raise TargetError(
+                f"process {self._pid} is traced by spanweld already (process {agent})",
+                f"end that one first: kill {agent}",
+            )
+        self.remove()
+        PINS.mkdir(mode=0o700, exist_ok=True)
+        self.path.mkdir(mode=0o700)
+        (self.path / _START_TIME).symlink_to(start_time(self._pid) or "0")
+        (self.path / _AGENT).symlink_to(f"{os.getpid()}:{start_time(os.getpid())}")
+
+    def remove(self) -> None:
+        """Removes the folder with all in it, and the one around it when it is empty."""
+        with contextlib.suppress(FileNotFoundError):
+            for entry in list(self.path.iterdir()):
+                entry.unlink()
+            self.path.rmdir()
+        with contextlib.suppress(OSError):
+            PINS.rmdir()
+
+
+def remove_stale() -> int:
+    """Removes what agents that were killed left behind; returns how many folders that were."""
+    removed = 0
+    with contextlib.suppress(FileNotFoundError):
+        for folder in list(PINS.iterdir()):
+            if not _live_agent(folder):
+                PinFolder(Pid(int(folder.name))).remove()
+                removed += 1
+    return removed
+
+
+def _live_agent(folder: Path) -> int:
+    """Process id of the agent whose folder it is, 0 if it is no more."""
+    pid, _, started = _link(folder, _AGENT).partition(":")
+    return int(pid) if pid.isdecimal() and started and start_time(int(pid)) == started else 0
+
+
+def _link(folder: Path, name: str) -> str:
+    try:
+        return str((folder / name).readlink())
+    except OSError:
+        return ""

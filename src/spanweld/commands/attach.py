@@ -1,0 +1,78 @@
+"""``spanweld attach``: the same for a service that runs."""
+
+from __future__ import annotations
+
+import signal
+
+import click
+
+from spanweld.agent import Agent, make_plan
+from spanweld.commands.options import describe, make_settings, tracing_options
+from spanweld.errors import SpanweldError, TargetError, UsageError
+from spanweld.messages import say, say_error
+from spanweld.model import Pid
+from spanweld.process.find import Process, find_by_exe, find_by_pid
+from spanweld.process.signals import SignalReader
+
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@click.command(short_help="Trace a service that runs already.")
+@tracing_options
+@click.option("--pid", "pids", type=int, multiple=True, metavar="N", help="Process id; repeatable.")
+@click.option("--exe", metavar="GLOB", help="Every process whose executable's path or name matches.")
+def attach(
+    exports: tuple[str, ...],
+    write: str,
+    adopt: str,
+    exclude_paths: tuple[str, ...],
+    pids: tuple[int, ...],
+    exe: str | None,
+) -> int:
+    """Traces a Rust service that runs, until it ends or Ctrl-C.
+
+    \b
+    spanweld attach --pid 4711
+    spanweld attach --exe '*/release/service'
+
+    Detaching (Ctrl-C, SIGTERM) leaves the service as it was.
+    """
+    if bool(pids) == bool(exe):
+        raise UsageError("attach needs either --pid N or --exe GLOB", "spanweld attach --help shows both")
+    settings = make_settings(exports, write, adopt, exclude_paths)
+    processes = find_by_exe(exe) if exe else tuple(find_by_pid(Pid(pid)) for pid in dict.fromkeys(pids))
+    reader = SignalReader(ENDING)
+    agent = Agent(settings, say)
+    try:
+        choice = None
+        plans = {process.pid: make_plan(process.image_path) for process in processes}
+        choice = agent.open()
+        failed: SpanweldError | None = None
+        attached: list[Process] = []
+        for process in processes:
+            plan = plans[process.pid]
+            try:
+                agent.add(process.pid, plan, process.image_path, choice)
+            except TargetError as error:
+                if len(processes) == 1:
+                    raise
+                say_error(error)
+                failed = error
+                continue
+            attached.append(process)
+            say(describe(process.pid, plan, choice))
+        if not attached and failed:
+            return failed.exit_code
+        ended_by_signal = False
+
+        def after_each_pass() -> bool:
+            nonlocal ended_by_signal
+            ended_by_signal = bool(reader.read()) or ended_by_signal
+            return ended_by_signal
+
+        agent.run(after_each_pass, wake=(reader.fileno(),))
+        say("detached" if ended_by_signal else "the service has ended")
+    finally:
+        agent.close()
+        reader.close()
+    return 0

@@ -1,0 +1,101 @@
+"""Options that `run` and `attach` share, and the settings that they make."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from spanweld.model import Pid
+from spanweld.settings import (
+    AdoptMode,
+    Settings,
+    WriteMode,
+    batch_from_environment,
+    otlp_endpoint_is_set,
+    otlp_from_environment,
+    parse_key_values,
+    sampler_from_environment,
+)
+from spanweld.writers import Choice
+from spanweld.agent import Plan  # isort: skip
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def tracing_options(function: Function) -> Function:
+    """Adds what says how a target is traced."""
+    options = (
+        click.option(
+            "--export",
+            "exports",
+            multiple=True,
+            envvar="SPANWELD_EXPORT",
+            metavar="console|otlp|json:FILE",
+            help="Where automatic spans go; repeatable. The console tree also shows the service's own spans. "
+            "Default: otlp if OTEL_EXPORTER_OTLP_ENDPOINT is set, else console.",
+        ),
+        click.option(
+            "--write",
+            type=click.Choice([mode.value for mode in WriteMode]),
+            default=WriteMode.AUTO.value,
+            envvar="SPANWELD_WRITE",
+            show_default=True,
+            help="How adoptions reach the service's memory; `spanweld doctor` shows what this host allows. "
+            "off: nothing is written, automatic spans link to manual ones.",
+        ),
+        click.option(
+            "--adopt",
+            type=click.Choice([mode.value for mode in AdoptMode]),
+            default=AdoptMode.ACTIVE.value,
+            envvar="SPANWELD_ADOPT",
+            show_default=True,
+            help="Parent of a manual root: the innermost active span, or always the server span.",
+        ),
+        click.option(
+            "--exclude-path",
+            "exclude_paths",
+            multiple=True,
+            envvar="SPANWELD_EXCLUDE_PATH",
+            metavar="PATH",
+            help="Leave requests to this path alone, /healthz or /internal/*; repeatable.",
+        ),
+    )
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def make_settings(
+    exports: tuple[str, ...], write: str, adopt: str, exclude_paths: tuple[str, ...]
+) -> Settings:
+    """Flags over environment over defaults; UsageError for what cannot be meant."""
+    environ = os.environ
+    default = ("otlp",) if otlp_endpoint_is_set(environ) else ("console",)
+    return Settings(
+        exports=exports or default,
+        write=WriteMode(write),
+        adopt=AdoptMode(adopt),
+        exclude_paths=exclude_paths,
+        service_name=environ.get("OTEL_SERVICE_NAME") or None,
+        resource_attributes=parse_key_values(
+            environ.get("OTEL_RESOURCE_ATTRIBUTES", ""), "OTEL_RESOURCE_ATTRIBUTES"
+        ),
+        sampler=sampler_from_environment(environ),
+        batch=batch_from_environment(environ),
+        otlp=otlp_from_environment(environ),
+    )
+
+
+def describe(pid: Pid, plan: Plan, choice: Choice) -> str:
+    """The ready line: what is traced, and how manual spans are treated."""
+    if not plan.layout:
+        manual = f"manual spans are left alone: {plan.why_no_adoption}"
+    elif choice.mode is WriteMode.OFF:
+        manual = "manual spans are linked, not adopted (write off)"
+    else:
+        version = plan.facts.crate_version("opentelemetry_sdk")
+        manual = f"manual spans of opentelemetry_sdk {version} are adopted (write {choice.mode.value})"
+    return f"ready (pid {pid}, {plan.facts.path.name}; {manual})"

@@ -1,0 +1,95 @@
+"""``spanweld run``: starts a service with everything attached before its main."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+
+import click
+
+from spanweld.agent import Agent, make_plan
+from spanweld.commands.options import describe, make_settings, tracing_options
+from spanweld.messages import say
+from spanweld.process.launch import Held, exit_code_of, find_program, launch
+from spanweld.process.signals import SignalReader
+from spanweld.process.users import resolve_user, sudo_user
+
+# What a user or a supervisor sends to a service through its wrapper.
+FORWARDED = (
+    *(signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT),
+    *(signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH, signal.SIGCONT),
+)
+
+
+@click.command(
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+    short_help="Start a service with everything attached.",
+)
+@tracing_options
+@click.option(
+    "--user",
+    "user_text",
+    envvar="SPANWELD_USER",
+    metavar="NAME|UID[:GROUP]",
+    help="As whom the service runs. Default: who called sudo, else root.",
+)
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+def run(
+    exports: tuple[str, ...],
+    write: str,
+    adopt: str,
+    exclude_paths: tuple[str, ...],
+    user_text: str | None,
+    command: tuple[str, ...],
+) -> int:
+    """Starts COMMAND, a Rust service, with everything attached before its main.
+
+    \b
+    spanweld run -- ./service --its-flags
+    spanweld run --export otlp -- ./service
+
+    The service keeps its output, gets the signals that spanweld gets, and its exit code becomes
+    spanweld's. Requests appear as trees on standard output unless an OTLP endpoint is set.
+    """
+    settings = make_settings(exports, write, adopt, exclude_paths)
+    user = resolve_user(user_text) if user_text else sudo_user(os.environ)
+    program = find_program(command[0], os.environ)
+    plan = make_plan(program)
+    environ = {**os.environ, **(user.environment if user else {})}
+    reader = SignalReader(FORWARDED)
+    agent = Agent(settings, say)
+    held: Held | None = None
+    status: int | None = None
+    try:
+        choice = agent.open()
+        held = launch(program, command, environ, user, reader.blocked_before)
+        pid = held.pid
+        target = agent.add(pid, plan, program, choice, starting=True)
+        held.release()
+        held = None
+        say(describe(pid, plan, choice))
+
+        def after_each_pass() -> bool:
+            nonlocal status
+            for received in reader.read():
+                # The terminal has sent it to the whole foreground group, the service included.
+                if not received.from_terminal:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, received.number)
+            if target.ended and status is None:
+                _, status = os.waitpid(pid, 0)
+            return False
+
+        agent.run(after_each_pass, wake=(reader.fileno(),))
+    finally:
+        if held is not None:
+            held.abandon()
+        agent.close()
+        reader.close()
+    assert status is not None
+    if os.WIFSIGNALED(status):
+        say(f"the service was ended by {signal.Signals(os.WTERMSIG(status)).name}")
+    sys.stdout.flush()
+    return exit_code_of(status)

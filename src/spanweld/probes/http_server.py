@@ -1,0 +1,185 @@
+"""HTTP server: a server span for each HTTP/1.1 request that the target answers.
+
+No symbol is needed: system call tracepoints see the traffic of the sockets that the target accepted.
+Names and attributes: OpenTelemetry semantic conventions, HTTP spans, stable.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Mapping
+from ipaddress import IPv6Address
+from urllib.parse import unquote_plus
+
+from spanweld.bpf.clock import Clock
+from spanweld.bpf.events import (
+    CONNECTION_OPAQUE_EVENT,
+    SERVER_SPAN_EVENT,
+    ConnectionOpaqueEvent,
+    EventKind,
+    HttpEnd,
+    HttpMethod,
+    OpaqueReason,
+    ServerSpanEvent,
+)
+from spanweld.model import (
+    AttributeValue,
+    Origin,
+    Span,
+    SpanContext,
+    SpanId,
+    SpanKind,
+    StatusCode,
+    TraceId,
+)
+from spanweld.probes.declaration import ConnectionOpaque, Decoded, Instrumentation, Place, Probe
+
+_METHODS = {int(method): method.name for method in HttpMethod}
+_PAD = bytes(SERVER_SPAN_EVENT.size)
+
+# url.query: the values of these keys are credentials by the semantic conventions.
+_REDACTED_KEYS = frozenset({"AWSAccessKeyId", "Signature", "sig", "X-Goog-Signature"})
+
+_OPAQUE_TEXT = {
+    OpaqueReason.TLS: "speaks TLS, which is opaque",
+    OpaqueReason.HTTP2: "speaks HTTP/2, which is not followed yet",
+    OpaqueReason.FRAMING: "sent or was sent what is not well-formed HTTP/1.1",
+    OpaqueReason.HEAD_TOO_LONG: "has a head of more than 16 KiB",
+    OpaqueReason.SCAN_LIMIT: "had too many lines in one system call",
+    OpaqueReason.RESPONSE_WITHOUT_REQUEST: "was sent a response without a request",
+    OpaqueReason.BUSY: "is used by two threads at once",
+    OpaqueReason.QUEUE_FULL: "has more pipelined requests than are kept",
+}
+
+
+def decode_server_span(data: bytes, clock: Clock, span_kinds: Mapping[int, int]) -> Decoded:  # noqa: ARG001
+    """EVENT_SERVER_SPAN -> an automatic span."""
+    event = ServerSpanEvent._make(SERVER_SPAN_EVENT.unpack(data + _PAD[len(data) :]))
+    target = event.target[: event.target_length].decode("utf-8", "replace")
+    attributes: dict[str, AttributeValue] = {}
+    method = _METHODS[event.method]
+    name = method
+    if event.method == HttpMethod.OTHER:
+        method, name = "_OTHER", "HTTP"
+        attributes["http.request.method_original"] = _text(event.method_name)
+    attributes["http.request.method"] = method
+    _add_target(attributes, target)
+    attributes["url.scheme"] = "http"
+    attributes["network.protocol.version"] = f"1.{event.version_minor}"
+    if event.host_length:
+        _add_host(attributes, event.host[: event.host_length].decode("utf-8", "replace"))
+    if event.user_agent_length:
+        attributes["user_agent.original"] = event.user_agent[: event.user_agent_length].decode(
+            "utf-8", "replace"
+        )
+    _add_addresses(attributes, event)
+    status = StatusCode.UNSET
+    if event.status:
+        attributes["http.response.status_code"] = event.status
+        if event.status >= 500:
+            attributes["error.type"] = str(event.status)
+            status = StatusCode.ERROR
+    if event.ended_by == HttpEnd.CLOSED:
+        attributes["error.type"] = "connection_closed"
+        status = StatusCode.ERROR
+    return Span(
+        name=name,
+        context=SpanContext(
+            TraceId(event.trace_id_high << 64 | event.trace_id_low), SpanId(event.span_id), event.flags
+        ),
+        parent_span_id=SpanId(event.parent_span_id) if event.parent_span_id else None,
+        parent_is_remote=event.parent_span_id != 0,
+        kind=SpanKind.SERVER,
+        start_ns=clock.unix_ns(event.start),
+        end_ns=clock.unix_ns(event.head_at),
+        origin=Origin.AUTOMATIC,
+        attributes=attributes,
+        status=status,
+    )
+
+
+def decode_connection_opaque(data: bytes, clock: Clock, span_kinds: Mapping[int, int]) -> Decoded:  # noqa: ARG001
+    """EVENT_CONNECTION_OPAQUE -> what is said of it."""
+    event = ConnectionOpaqueEvent._make(CONNECTION_OPAQUE_EVENT.unpack(data))
+    peer = _address(event.addresses_family, event.addresses_peer)
+    return ConnectionOpaque(
+        reason=_OPAQUE_TEXT[OpaqueReason(event.reason)],
+        peer=peer or "a Unix socket",
+        said_always=event.reason in (OpaqueReason.TLS, OpaqueReason.HTTP2),
+    )
+
+
+def _text(data: bytes) -> str:
+    return data.partition(b"\0")[0].decode("utf-8", "replace")
+
+
+def _add_target(attributes: dict[str, AttributeValue], target: str) -> None:
+    """The request target in origin, absolute or asterisk form. RFC 9112, section 3.2"""
+    if "://" in target.partition("?")[0]:
+        target = "/" + target.partition("://")[2].partition("/")[2]
+    path, question, query = target.partition("?")
+    attributes["url.path"] = path
+    if question:
+        attributes["url.query"] = _redacted(query)
+
+
+def _redacted(query: str) -> str:
+    if not any(key in query for key in _REDACTED_KEYS):
+        return query
+    parts = (part.partition("=") for part in query.split("&"))
+    return "&".join(
+        f"{key}=REDACTED" if unquote_plus(key) in _REDACTED_KEYS else key + equals + value
+        for key, equals, value in parts
+    )
+
+
+def _add_host(attributes: dict[str, AttributeValue], host: str) -> None:
+    name, colon, port = host.rpartition(":")
+    if colon and port.isdecimal() and (not name.count(":") or name.endswith("]")):
+        attributes["server.port"] = int(port)
+    else:
+        name = host
+    attributes["server.address"] = name.removeprefix("[").removesuffix("]")
+
+
+def _address(family: int, data: bytes) -> str:
+    if family == socket.AF_INET:
+        return socket.inet_ntop(socket.AF_INET, data[:4])
+    if family == socket.AF_INET6:
+        address = IPv6Address(data)
+        return str(address.ipv4_mapped or address)
+    return ""
+
+
+def _add_addresses(attributes: dict[str, AttributeValue], event: ServerSpanEvent) -> None:
+    family = event.addresses_family
+    if family == socket.AF_UNIX:
+        attributes["network.transport"] = "unix"
+        return
+    peer = _address(family, event.addresses_peer)
+    attributes["client.address"] = peer
+    attributes["network.peer.address"] = peer
+    attributes["network.peer.port"] = event.addresses_peer_port
+    attributes["network.local.address"] = _address(family, event.addresses_local)
+    attributes["network.local.port"] = event.addresses_local_port
+    if "server.address" not in attributes:
+        attributes["server.address"] = attributes["network.local.address"]
+    attributes.setdefault("server.port", event.addresses_local_port)
+
+
+_PROGRAMS = (
+    *("http_read", "http_readv", "http_recvfrom", "http_recvmsg"),
+    *("http_write", "http_writev", "http_sendto", "http_sendmsg", "http_sendfile"),
+    *("http_accept", "http_accept4", "http_close", "http_shutdown"),
+    *("http_dup", "http_dup2", "http_dup3", "http_dup2_over", "http_dup3_over", "http_fcntl"),
+    *("http_epoll_wait", "http_epoll_pwait", "http_epoll_pwait2", "http_thread_exit"),
+)
+
+INSTRUMENTATION = Instrumentation(
+    name="http_server",
+    probes=tuple(Probe(program, Place.TRACEPOINT) for program in _PROGRAMS),
+    decoders={
+        EventKind.SERVER_SPAN: decode_server_span,
+        EventKind.CONNECTION_OPAQUE: decode_connection_opaque,
+    },
+)
