@@ -1,0 +1,5 @@
+"""``python -m spanweld``"""
+
+from spanweld.commands import main
+
+main()

@@ -1,0 +1,88 @@
+"""The agent under test, as a user starts it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+
+from tests.support.services import READY, Lines
+
+COMMAND = (sys.executable, "-m", "spanweld")
+
+
+class AgentProcess:
+    """``spanweld run`` or ``attach`` in a process of its own, ready when the ``with`` block begins."""
+
+    def __init__(self, arguments: Sequence[str], environ: Mapping[str, str] | None = None) -> None:
+        self._arguments = list(arguments)
+        self._environ = {
+            **{name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "SUDO_"))},
+            "NO_PROXY": "127.0.0.1",
+            "RUST_BACKTRACE": "0",
+            **(environ or {}),
+        }
+
+    def __enter__(self) -> AgentProcess:
+        self.process = subprocess.Popen(
+            [*COMMAND, *self._arguments],
+            env=self._environ,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert self.process.stdout is not None
+        assert self.process.stderr is not None
+        self.output = Lines(self.process.stdout)
+        self.messages = Lines(self.process.stderr)
+        self.messages.wait_for(" ready (pid ", 60)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def service_address(self) -> str:
+        """In ``run``: where the service listens, from its own ready line."""
+        return self.output.wait_for(READY).removeprefix(READY)
+
+    @property
+    def service_pid(self) -> int:
+        """The traced process, from the agent's ready line."""
+        line = self.messages.wait_for(" ready (pid ")
+        return int(line.partition("(pid ")[2].partition(",")[0])
+
+    def stop(self, number: signal.Signals = signal.SIGTERM, timeout: float = 15.0) -> int:
+        """Ends the agent by a signal; returns its exit code."""
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        try:
+            return self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            raise AssertionError(f"the agent did not end; it said:\n{self.messages.text}") from None
+
+
+def attach(
+    pid: int, *options: str, environ: Mapping[str, str] | None = None, export: Path | None = None
+) -> AgentProcess:
+    """The agent, attached to a process; spans to a file if one is given."""
+    exports = ["--export", f"json:{export}"] if export else []
+    return AgentProcess(["attach", *exports, *options, "--pid", str(pid)], environ)
+
+
+def run(
+    command: Sequence[str],
+    *options: str,
+    environ: Mapping[str, str] | None = None,
+    export: Path | None = None,
+) -> AgentProcess:
+    """The agent, which starts a service; spans to a file if one is given."""
+    exports = ["--export", f"json:{export}"] if export else []
+    return AgentProcess(["run", *exports, *options, "--", *command], environ)
