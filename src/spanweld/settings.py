@@ -2,17 +2,25 @@
 
 The commands read flags and ``SPANWELD_…`` variables; what OpenTelemetry has a variable for is read
 here from that variable, by the OpenTelemetry specification's rules (an empty value is no value).
+
+The environment is the target's as well, and what its own SDK understands need not be understood
+here. So what a variable must not hold goes to a ``Problem``: ``refuse`` raises it as a UsageError,
+while a function that only says it gets what the specification asks for, a warning and the default.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 from spanweld.errors import UsageError
+
+Problem = Callable[[str, str], None]
+"""Takes what is wrong with a variable, and the remedy (or an empty text)."""
 
 
 class WriteMode(Enum):
@@ -53,7 +61,11 @@ class SamplerSettings:
 
 @dataclass(frozen=True, slots=True)
 class BatchSettings:
-    """OTEL_BSP_*: how finished spans are batched. Times in seconds."""
+    """OTEL_BSP_*: how finished spans are batched. Times in seconds, ``inf`` for no limit.
+
+    The defaults of delay and queue are not the specification's (5 s and 2048), which are made for
+    one service's own spans: an agent's user waits for the spans, and its rates are higher.
+    """
 
     schedule_delay: float = 1.0
     export_timeout: float = 30.0
@@ -65,7 +77,9 @@ class BatchSettings:
 class OtlpSettings:
     """OTEL_EXPORTER_OTLP_*, the ``TRACES`` form of each before the generic one.
 
-    ``endpoint`` is final: for HTTP it already ends in ``/v1/traces`` where the specification adds it.
+    ``endpoint`` is final: for HTTP it already ends in ``/v1/traces`` where the specification adds it;
+    for gRPC it is an http(s) URL or anything that gRPC takes for a target. ``timeout`` is in seconds
+    for one send, ``inf`` for no limit.
     """
 
     endpoint: str = "http://localhost:4318/v1/traces"
@@ -101,16 +115,34 @@ def otlp_endpoint_is_set(environ: Mapping[str, str]) -> bool:
     )
 
 
-def parse_key_values(text: str, variable: str) -> dict[str, str]:
-    """``key=value,key=value`` with percent-encoded values (W3C baggage form); ``variable`` is for the error."""
+def refuse(message: str, remedy: str = "") -> None:
+    """The ``Problem`` that ends a command."""
+    raise UsageError(message, remedy)
+
+
+def parse_key_values(text: str, variable: str, problem: Problem = refuse) -> dict[str, str]:
+    """``key=value,key=value``, percent-encoded; ``variable`` is for the problem.
+
+    One wrong item discards all, as the specification's "Specifying resource information via an
+    environment variable" asks: half of what was meant is worse to find than nothing of it. The item
+    is not part of the message, since headers hold tokens.
+    """
     result: dict[str, str] = {}
-    for item in text.split(","):
+    for number, item in enumerate(text.split(","), start=1):
         if not item.strip():
             continue
         key, separator, value = item.partition("=")
-        if not separator or not key.strip():
-            raise UsageError(f"{variable}: {item.strip()!r} is not of the form key=value")
-        result[key.strip()] = unquote(value.strip())
+        try:
+            decoded = unquote(key.strip(), errors="strict"), unquote(value.strip(), errors="strict")
+        except UnicodeDecodeError:
+            decoded = "", ""
+        if not separator or not decoded[0]:
+            problem(
+                f"{variable}: item {number} is not of the form key=value",
+                "separate items by commas; write a comma in a value as %2C",
+            )
+            return {}
+        result[decoded[0]] = decoded[1]
     return result
 
 
@@ -138,84 +170,112 @@ def sampler_from_environment(environ: Mapping[str, str]) -> SamplerSettings:
     return SamplerSettings(ratio=ratio, parent_based=base != name)
 
 
-def batch_from_environment(environ: Mapping[str, str]) -> BatchSettings:
+def batch_from_environment(environ: Mapping[str, str], problem: Problem = refuse) -> BatchSettings:
     """OTEL_BSP_*; the variables' times are milliseconds."""
     default = BatchSettings()
-    queue = _whole_number(environ, "OTEL_BSP_MAX_QUEUE_SIZE", default.max_queue_size)
+    queue = _whole_number(environ, "OTEL_BSP_MAX_QUEUE_SIZE", 1, problem)
+    size = _whole_number(environ, "OTEL_BSP_MAX_EXPORT_BATCH_SIZE", 1, problem)
+    delay = _whole_number(environ, "OTEL_BSP_SCHEDULE_DELAY", 0, problem)
+    timeout = _timeout(environ, "OTEL_BSP_EXPORT_TIMEOUT", problem)
+    max_queue_size = default.max_queue_size if queue is None else queue
     return BatchSettings(
-        schedule_delay=_whole_number(environ, "OTEL_BSP_SCHEDULE_DELAY", int(default.schedule_delay * 1000))
-        / 1000,
-        export_timeout=_whole_number(environ, "OTEL_BSP_EXPORT_TIMEOUT", int(default.export_timeout * 1000))
-        / 1000,
-        max_queue_size=queue,
-        max_export_batch_size=min(
-            queue, _whole_number(environ, "OTEL_BSP_MAX_EXPORT_BATCH_SIZE", default.max_export_batch_size)
-        ),
+        schedule_delay=default.schedule_delay if delay is None else delay / 1000,
+        export_timeout=default.export_timeout if timeout is None else timeout,
+        max_queue_size=max_queue_size,
+        # A batch must fit the queue, by the specification.
+        max_export_batch_size=min(max_queue_size, default.max_export_batch_size if size is None else size),
     )
 
 
-def otlp_from_environment(environ: Mapping[str, str]) -> OtlpSettings:
+def otlp_from_environment(environ: Mapping[str, str], problem: Problem = refuse) -> OtlpSettings:
     """OTEL_EXPORTER_OTLP_* by the specification of the OTLP exporter."""
 
-    def value(name: str) -> str | None:
-        return environ.get(f"OTEL_EXPORTER_OTLP_TRACES_{name}") or environ.get(f"OTEL_EXPORTER_OTLP_{name}")
+    def name(suffix: str) -> str:
+        """The variable that speaks: the one for traces where it is set."""
+        specific = f"OTEL_EXPORTER_OTLP_TRACES_{suffix}"
+        return specific if environ.get(specific) else f"OTEL_EXPORTER_OTLP_{suffix}"
 
-    protocol_text = value("PROTOCOL") or OtlpProtocol.HTTP_PROTOBUF.value
-    try:
-        protocol = OtlpProtocol(protocol_text)
-    except ValueError:
-        raise UsageError(
-            f"OTEL_EXPORTER_OTLP_PROTOCOL: {protocol_text!r} is not spoken", "use grpc or http/protobuf"
-        ) from None
-    endpoint = value("ENDPOINT")
-    if protocol is OtlpProtocol.GRPC:
-        endpoint = endpoint or "http://localhost:4317"
-    elif not environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"):
-        # Only the generic endpoint is a base to which the signal's path is added.
-        endpoint = (endpoint or "http://localhost:4318").rstrip("/") + "/v1/traces"
-    assert endpoint is not None
-    if "://" in endpoint and not endpoint.startswith(("http://", "https://")):
-        raise UsageError(f"OTEL_EXPORTER_OTLP_ENDPOINT: {endpoint!r} is neither http:// nor https://")
-    if protocol is OtlpProtocol.HTTP_PROTOBUF and "://" not in endpoint:
-        raise UsageError(
-            f"OTEL_EXPORTER_OTLP_ENDPOINT: {endpoint!r} has no scheme", f"write http://{endpoint}"
-        )
-    compression = value("COMPRESSION") or "none"
-    if compression not in ("none", "gzip"):
-        raise UsageError(f"OTEL_EXPORTER_OTLP_COMPRESSION: {compression!r} is not known", "use gzip or none")
-    timeout_name = (
-        "OTEL_EXPORTER_OTLP_TRACES_TIMEOUT"
-        if environ.get("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT")
-        else "OTEL_EXPORTER_OTLP_TIMEOUT"
-    )
+    def value(suffix: str) -> str:
+        return environ.get(name(suffix), "").strip()
 
-    def file(name: str) -> Path | None:
-        text = value(name)
-        return Path(text) if text else None
+    def file(suffix: str) -> Path | None:
+        return Path(value(suffix)) if value(suffix) else None
 
-    insecure_text = (value("INSECURE") or "").lower()
+    protocol = OtlpProtocol.HTTP_PROTOBUF
+    if value("PROTOCOL"):
+        try:
+            protocol = OtlpProtocol(value("PROTOCOL").lower())
+        except ValueError:
+            problem(
+                f"{name('PROTOCOL')}: {value('PROTOCOL')!r} is not spoken",
+                f"use grpc or http/protobuf; without it, {protocol.value} is used",
+            )
+    compression = value("COMPRESSION").lower()
+    if compression not in ("", "none", "gzip"):
+        problem(f"{name('COMPRESSION')}: {value('COMPRESSION')!r} is not known", "use gzip or none")
+    timeout = _timeout(environ, name("TIMEOUT"), problem)
+    endpoint = _endpoint(environ, name("ENDPOINT"), protocol, problem)
+    scheme = _scheme(endpoint)
     return OtlpSettings(
         endpoint=endpoint,
         protocol=protocol,
-        headers=parse_key_values(value("HEADERS") or "", "OTEL_EXPORTER_OTLP_HEADERS"),
-        timeout=_whole_number(environ, timeout_name, 10_000) / 1000,
+        headers=parse_key_values(value("HEADERS"), name("HEADERS"), problem),
+        timeout=OtlpSettings().timeout if timeout is None else timeout,
         gzip=compression == "gzip",
         certificate=file("CERTIFICATE"),
         client_key=file("CLIENT_KEY"),
         client_certificate=file("CLIENT_CERTIFICATE"),
         # A scheme decides; the variable speaks only for a gRPC endpoint without one.
-        insecure=endpoint.startswith("http://") or ("://" not in endpoint and insecure_text == "true"),
+        insecure=scheme == "http" or (scheme != "https" and value("INSECURE").lower() == "true"),
     )
 
 
-def _whole_number(environ: Mapping[str, str], name: str, default: int) -> int:
-    text = environ.get(name)
-    if not text:
-        return default
+def _endpoint(environ: Mapping[str, str], name: str, protocol: OtlpProtocol, problem: Problem) -> str:
+    endpoint = environ.get(name, "").strip()
+    grpc = protocol is OtlpProtocol.GRPC
+    if endpoint and not _is_endpoint(endpoint, grpc):
+        problem(
+            f"{name}: {endpoint!r} is not an endpoint for {protocol.value}",
+            "write http://HOST:PORT or https://HOST:PORT",
+        )
+        endpoint = ""
+    if grpc:
+        return endpoint or "http://localhost:4317"
+    if endpoint and name == "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT":
+        return endpoint
+    # Only the generic endpoint is a base to which the signal's path is added.
+    return (endpoint or "http://localhost:4318").rstrip("/") + "/v1/traces"
+
+
+def _is_endpoint(text: str, grpc: bool) -> bool:
+    if grpc and _scheme(text) not in ("http", "https"):
+        return not text.isspace()
     try:
-        number = int(text)
+        url = urlsplit(text)
+        return url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
     except ValueError:
-        number = -1
-    if number <= 0:
-        raise UsageError(f"{name}: {text!r} is not a whole number above 0")
-    return number
+        return False
+
+
+def _scheme(endpoint: str) -> str:
+    """``http`` or ``https`` of a URL; what it is of ``host:port`` or ``unix:path`` means nothing here."""
+    return endpoint.partition("://")[0].lower() if "://" in endpoint else ""
+
+
+def _whole_number(environ: Mapping[str, str], name: str, least: int, problem: Problem) -> int | None:
+    """The variable's number, or None when it has none or a problem."""
+    text = environ.get(name, "").strip()
+    if not text:
+        return None
+    if not (text.isascii() and text.isdecimal()) or int(text) < least:
+        problem(f"{name}: {text!r} is not a whole number from {least}", "")
+        return None
+    return int(text)
+
+
+def _timeout(environ: Mapping[str, str], name: str, problem: Problem) -> float | None:
+    """The variable's milliseconds in seconds; 0 is no limit, by the specification."""
+    milliseconds = _whole_number(environ, name, 0, problem)
+    if milliseconds is None:
+        return None
+    return milliseconds / 1000 if milliseconds else math.inf
