@@ -168,6 +168,38 @@ def _find_points(image: Image) -> tuple[tuple[AttachPoint, ...], str]:
     return tuple(points), ""
 
 
+def load_programs(settings: Settings, host: Host) -> tuple[BpfObject, Choice]:
+    """Loads every BPF program, with bpf_probe_write_user where it is wanted and allowed.
+
+    HostError if the programs are refused, or the write mode that is wanted cannot be had.
+    """
+    if not BPF_OBJECT.exists():
+        raise HostError(f"the BPF programs are missing at {BPF_OBJECT}", "build them with `make build`")
+    refused = kernel_writer.why_not(host)
+    library = Libbpf()
+    loaded: BpfObject | None = None
+    if settings.write in (WriteMode.AUTO, WriteMode.KERNEL) and not refused:
+        try:
+            loaded = _load_object(library, settings, kernel_writes=True)
+        except HostError as error:
+            refused = f"the kernel refused bpf_probe_write_user ({error.message})"
+    choice = choose(settings.write, refused, stop_writer.why_not())
+    return loaded or _load_object(library, settings, kernel_writes=False), choice
+
+
+def _load_object(library: Libbpf, settings: Settings, *, kernel_writes: bool) -> BpfObject:
+    bpf = BpfObject(library, BPF_OBJECT)
+    try:
+        bpf.set_constant("kernel_writes", bytes([kernel_writes]))
+        bpf.set_constant("excluded_paths", encode_excluded(settings.exclude_paths))
+        bpf.expect_inner_maps("spans_in_progress")
+        bpf.load()
+    except BaseException:
+        bpf.close()
+        raise
+    return bpf
+
+
 class Agent:
     """Traces any number of targets until they end or it is told to stop.
 
@@ -201,11 +233,9 @@ class Agent:
         """
         host = look_at_host(mount=True)
         host.require()
-        if not BPF_OBJECT.exists():
-            raise HostError(f"the BPF programs are missing at {BPF_OBJECT}", "build them with `make build`")
         self._exporters = make_exporters(self._settings, sys.stdout, self._say)
         remove_stale()
-        choice = self._load(host)
+        self._object, choice = load_programs(self._settings, host)
         tracepoints = [
             probe
             for instrumentation in REGISTRY
@@ -223,33 +253,6 @@ class Agent:
     def _bpf(self) -> BpfObject:
         assert self._object is not None, "open() comes first"
         return self._object
-
-    def _load(self, host: Host) -> Choice:
-        wanted = self._settings.write
-        refused = kernel_writer.why_not(host)
-        try_kernel = wanted in (WriteMode.AUTO, WriteMode.KERNEL) and not refused
-        library = Libbpf()
-        if try_kernel:
-            try:
-                self._object = self._load_object(library, kernel_writes=True)
-            except HostError as error:
-                refused = f"the kernel refused bpf_probe_write_user ({error.message})"
-        choice = choose(wanted, refused, stop_writer.why_not())
-        if self._object is None:
-            self._object = self._load_object(library, kernel_writes=False)
-        return choice
-
-    def _load_object(self, library: Libbpf, *, kernel_writes: bool) -> BpfObject:
-        bpf = BpfObject(library, BPF_OBJECT)
-        try:
-            bpf.set_constant("kernel_writes", bytes([kernel_writes]))
-            bpf.set_constant("excluded_paths", encode_excluded(self._settings.exclude_paths))
-            bpf.expect_inner_maps("spans_in_progress")
-            bpf.load()
-        except BaseException:
-            bpf.close()
-            raise
-        return bpf
 
     def add(self, pid: Pid, plan: Plan, image: Path, choice: Choice, *, starting: bool = False) -> Target:
         """Attaches everything to a process. ``starting``: it is a child that waits to be executed.

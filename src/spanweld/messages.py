@@ -15,6 +15,11 @@ def say(text: str) -> None:
         click.echo(f"{click.style('spanweld:', dim=True)} {text}", err=True)
 
 
+def warn(text: str, remedy: str) -> None:
+    """Something that was set and is left out of account, with what to do about it."""
+    say(f"{text}: not used" + (f" ({remedy})" if remedy else ""))
+
+
 def say_error(error: SpanweldError) -> None:
     """What cannot be done and, below it, what to do about it."""
     with contextlib.suppress(OSError):

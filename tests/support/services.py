@@ -29,7 +29,7 @@ def build(profile: str) -> Path:
     """Builds every service in a profile (debug, release) once; returns the folder of the binaries."""
     folder = target_folder()
     subprocess.run(
-        ["cargo", "build", "--locked", "--quiet", "--profile", PROFILES[profile]],
+        ["cargo", "build", "--locked", "--profile", PROFILES[profile]],
         cwd=ROOT / "services",
         env={**os.environ, "CARGO_TARGET_DIR": str(folder)},
         check=True,

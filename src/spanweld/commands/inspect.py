@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from enum import Enum
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import click
 from rich.console import Console
 from rich.text import Text
 
 from spanweld import layouts
+from spanweld.agent import make_plan
 from spanweld.image import (
     Image,
     ImageFacts,
@@ -25,6 +25,8 @@ from spanweld.image import (
 )
 from spanweld.layouts import SdkLayout
 from spanweld.model import FileOffset
+from spanweld.probes import REGISTRY
+from spanweld.probes.declaration import Instrumentation, Place, Probe
 
 JSON_SCHEMA = 1
 """The number that ``--json`` writes; raised when a field goes or changes its meaning (docs/images.md)."""
@@ -52,54 +54,6 @@ _CRATES_OF_INTEREST = (
 _PREFIXES_OF_INTEREST = ("opentelemetry", "tracing-opentelemetry")
 
 
-class Declaration(Protocol):
-    """What is used of a probe's declaration."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def symbol(self) -> str | None:
-        """Pattern of the probed function; None for a tracepoint."""
-
-    @property
-    def place(self) -> str:
-        """``entry`` or ``returns``."""
-
-    @property
-    def group(self) -> str:
-        """Probes of one group are attached all or none."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Probe:
-    name: str
-    symbol: str | None
-    place: str
-    group: str
-
-
-_ID_GENERATOR = (
-    "<opentelemetry_sdk::trace::id_generator::RandomIdGenerator"
-    " as opentelemetry_sdk::trace::id_generator::IdGenerator>"
-)
-PROBES: tuple[Declaration, ...] = (
-    _Probe("http_server", None, "entry", "http"),
-    _Probe("new_trace_id", f"{_ID_GENERATOR}::new_trace_id", "entry", "otel_sdk"),
-    _Probe(
-        "build_recording_span",
-        "opentelemetry_sdk::trace::tracer::SdkTracer::build_recording_span",
-        "entry",
-        "otel_sdk",
-    ),
-    _Probe(
-        "ensure_ended_and_exported",
-        "opentelemetry_sdk::trace::span::Span::ensure_ended_and_exported",
-        "entry",
-        "otel_sdk",
-    ),
-)
-
-
 @dataclass(frozen=True, slots=True)
 class AttachPoint:
     """One place where a probe goes; ``instruction`` is the text of the instruction there."""
@@ -116,7 +70,8 @@ class ProbePlan:
     A tracepoint has neither: it needs nothing of the image.
     """
 
-    probe: Declaration
+    group: str
+    probe: Probe
     points: tuple[AttachPoint, ...]
     reason: str | None
 
@@ -147,18 +102,18 @@ class Report:
 @click.option("--json", "as_json", is_flag=True, help="Write JSON (docs/images.md describes it).")
 def inspect(binary: Path, as_json: bool) -> None:
     """Show what is in BINARY, which probes would attach, and why others would not."""
-    with Image.open(binary) as image:
-        report = make_report(image, PROBES)
+    report = make_report(binary)
     if as_json:
         click.echo(json.dumps(to_json(report), indent=2))
     else:
         print_report(report, Console(highlight=False, soft_wrap=True))
 
 
-def make_report(image: Image, probes: Sequence[Declaration]) -> Report:
-    """Everything about an open image, with one plan for each probe."""
-    facts = examine(image)
-    plans = _plan(image, facts, probes)
+def make_report(path: Path) -> Report:
+    """Everything about an executable, with one plan for each probe of the registry."""
+    with Image.open(path) as image:
+        facts = examine(image)
+        plans = tuple(plan for instrumentation in REGISTRY for plan in _plan(image, facts, instrumentation))
     versions = facts.crates.get(_SDK, ())
     found_by = []
     if any(plan.points for plan in plans):
@@ -166,19 +121,20 @@ def make_report(image: Image, probes: Sequence[Declaration]) -> Report:
     if versions:
         found_by.append("crate versions")
     layout = _layout(facts, versions, is_present=bool(found_by))
-    verdict, reason = _decide(facts, plans, layout, is_present=bool(found_by))
+    verdict, reason = _decide(facts)
     return Report(facts, versions, tuple(found_by), plans, layout, verdict, reason)
 
 
-def _plan(image: Image, facts: ImageFacts, probes: Sequence[Declaration]) -> tuple[ProbePlan, ...]:
-    functions = find_many(image, [probe.symbol for probe in probes if probe.symbol is not None])
+def _plan(image: Image, facts: ImageFacts, instrumentation: Instrumentation) -> list[ProbePlan]:
+    probes = instrumentation.probes
+    functions = find_many(image, {probe.symbol for probe in probes if probe.symbol is not None})
     plans = []
     for probe in probes:
         points: list[AttachPoint] = []
         reason = None
         if probe.symbol is not None:
             for function in functions[probe.symbol]:
-                if probe.place == "entry":
+                if probe.place is Place.ENTRY:
                     first = first_instruction(image, function)
                     text = first.text if first is not None else None
                     points.append(AttachPoint(function.name, function.file_offset, text))
@@ -190,8 +146,8 @@ def _plan(image: Image, facts: ImageFacts, probes: Sequence[Declaration]) -> tup
                 reason = "the function does not return by a ret"
             elif not points:
                 reason = _why_missing(facts)
-        plans.append(ProbePlan(probe, tuple(points), reason))
-    return tuple(plans)
+        plans.append(ProbePlan(instrumentation.name, probe, tuple(points), reason))
+    return plans
 
 
 def _why_missing(facts: ImageFacts) -> str:
@@ -214,24 +170,14 @@ def _layout(facts: ImageFacts, versions: tuple[str, ...], *, is_present: bool) -
     return layouts.lookup(versions[0], facts.rustc, facts.target)
 
 
-def _decide(
-    facts: ImageFacts, plans: tuple[ProbePlan, ...], layout: SdkLayout | str, *, is_present: bool
-) -> tuple[Verdict, str]:
+def _decide(facts: ImageFacts) -> tuple[Verdict, str]:
+    """What the agent would do with the executable: its own plan decides, so that the two agree."""
     if facts.language is not Language.RUST:
         what = "a Go program" if facts.language is Language.GO else "no sign of rustc in it"
         return Verdict.NOTHING, what
-    if not is_present:
-        return Verdict.AUTOMATIC_ONLY, f"{_SDK} is not in the image"
-    missing = [plan.probe.name for plan in plans if plan.reason is not None]
-    if missing and not facts.has_symbols:
-        return (
-            Verdict.AUTOMATIC_ONLY,
-            'the image has no symbol table; build with strip = "none" or "debuginfo" for manual spans',
-        )
-    if missing:
-        return Verdict.AUTOMATIC_ONLY, f"no attach point for {', '.join(missing)}"
-    if isinstance(layout, str):
-        return Verdict.AUTOMATIC_ONLY, layout
+    plan = make_plan(facts.path)
+    if plan.why_no_adoption:
+        return Verdict.AUTOMATIC_ONLY, plan.why_no_adoption
     if facts.task_id is None:
         return Verdict.JOINED, f"by thread, since {facts.task_id_reason}"
     return Verdict.JOINED, "by tokio task"
@@ -283,9 +229,9 @@ def to_json(report: Report) -> dict[str, Any]:
         },
         "probes": [
             {
-                "name": plan.probe.name,
-                "group": plan.probe.group,
-                "place": plan.probe.place,
+                "name": plan.probe.program,
+                "group": plan.group,
+                "place": plan.probe.place.value,
                 "symbol": plan.probe.symbol,
                 "attach_points": [
                     {
@@ -322,7 +268,8 @@ def print_report(report: Report, console: Console) -> None:
     kind = "position-independent" if facts.is_pie else "at a fixed address"
     linking = "static" if facts.is_static else "dynamic"
     symbols = "with symbols" if facts.has_symbols else "stripped"
-    path = click.format_filename(facts.path)
+    name = click.format_filename(facts.path)
+    path = "".join(character if character.isprintable() else "?" for character in name)
     line("image", f"{path} ({facts.size / 1e6:.1f} MB, {facts.target}, {kind}, {linking}, {symbols})")
     line("build id", facts.build_id or "none")
     line("language", _language(facts))
@@ -359,11 +306,11 @@ def _language(facts: ImageFacts) -> str:
 
 
 def _print_plan(plan: ProbePlan, console: Console) -> None:
-    name = f"  {plan.probe.name:<26}"
+    name = f"  {plan.probe.program:<32}"
     if plan.probe.symbol is None:
-        console.print(Text.assemble(name, ("system calls", "green")))
+        console.print(Text.assemble(name, ("tracepoint", "green")))
     elif plan.reason is not None:
         console.print(Text.assemble(name, (f"no: {plan.reason}", "yellow")))
     for point in plan.points:
-        place = f"{plan.probe.place} at {point.file_offset:#x}"
+        place = f"{plan.probe.place.value} at {point.file_offset:#x}"
         console.print(Text.assemble(name, (place, "green"), f"  {point.function}"))

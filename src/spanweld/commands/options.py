@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 
 import click
 
+from spanweld.agent import Plan
+from spanweld.messages import warn
 from spanweld.model import Pid
 from spanweld.settings import (
     AdoptMode,
@@ -20,7 +22,6 @@ from spanweld.settings import (
     sampler_from_environment,
 )
 from spanweld.writers import Choice
-from spanweld.agent import Plan  # isort: skip
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -81,11 +82,11 @@ def make_settings(
         exclude_paths=exclude_paths,
         service_name=environ.get("OTEL_SERVICE_NAME") or None,
         resource_attributes=parse_key_values(
-            environ.get("OTEL_RESOURCE_ATTRIBUTES", ""), "OTEL_RESOURCE_ATTRIBUTES"
+            environ.get("OTEL_RESOURCE_ATTRIBUTES", ""), "OTEL_RESOURCE_ATTRIBUTES", warn
         ),
         sampler=sampler_from_environment(environ),
-        batch=batch_from_environment(environ),
-        otlp=otlp_from_environment(environ),
+        batch=batch_from_environment(environ, warn),
+        otlp=otlp_from_environment(environ, warn),
     )
 
 
