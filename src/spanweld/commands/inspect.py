@@ -292,8 +292,14 @@ def print_report(report: Report, console: Console) -> None:
     else:
         line("layout", f"none: {report.layout}")
     line("probes", "")
-    for plan in report.plans:
-        _print_plan(plan, console)
+    groups = dict.fromkeys(plan.group for plan in report.plans)
+    for group in groups:
+        plans = [plan for plan in report.plans if plan.group == group]
+        tracepoints = sum(plan.probe.place is Place.TRACEPOINT for plan in plans)
+        if tracepoints:
+            console.print(Text.assemble(f"  {group:<32}", (f"{tracepoints} tracepoints", "green")))
+        for plan in plans:
+            _print_plan(plan, console)
     style, text = _VERDICTS[report.verdict]
     line("verdict", f"{text} ({report.verdict_reason})", style)
 
@@ -307,9 +313,7 @@ def _language(facts: ImageFacts) -> str:
 
 def _print_plan(plan: ProbePlan, console: Console) -> None:
     name = f"  {plan.probe.program:<32}"
-    if plan.probe.symbol is None:
-        console.print(Text.assemble(name, ("tracepoint", "green")))
-    elif plan.reason is not None:
+    if plan.reason is not None:
         console.print(Text.assemble(name, (f"no: {plan.reason}", "yellow")))
     for point in plan.points:
         place = f"{plan.probe.place.value} at {point.file_offset:#x}"

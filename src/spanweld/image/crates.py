@@ -75,9 +75,8 @@ def _areas(image: Image) -> Iterator[tuple[int, int]]:
 
 
 def _name_before(piece: bytes, end: int) -> str | None:
-    slash = piece.rfind(b"/", max(0, end - 65), end)
-    if slash >= 0:
-        match = _NAME.match(piece[slash + 1 : end])
-        return match[0].decode() if match else None
     before = piece[max(0, end - 65) : end]
+    match = _NAME.match(before.rpartition(b"/")[2]) if b"/" in before else None
+    if match is not None:
+        return match[0].decode()
     return next((name.decode() for name in _KNOWN if before.endswith(name)), None)

@@ -62,6 +62,8 @@ def find_many(image: Image, patterns: Iterable[str]) -> dict[str, list[Function]
     """``find_functions`` for several patterns in one pass over the symbols."""
     compiled = {pattern: _compile(pattern) for pattern in patterns}
     result: dict[str, list[Function]] = {pattern: [] for pattern in compiled}
+    if not compiled:
+        return result
     seen: set[tuple[str, int]] = set()
     for name, address, size in _symbols(image, compiled, _STT_FUNC):
         # A function that the file does not hold, or outside the code, can not be probed.

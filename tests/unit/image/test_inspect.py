@@ -1,0 +1,91 @@
+"""The report of ``inspect``, and the command itself."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from tests.unit.image.samples import PLAIN, RustBuilder, ServiceBuilder
+
+from spanweld.commands.inspect import Verdict, inspect, make_report
+from spanweld.errors import ImageError
+
+
+def _verdict(path: Path) -> tuple[Verdict, str]:
+    report = make_report(path)
+    return report.verdict, report.verdict_reason
+
+
+def test_verdicts(
+    rust: RustBuilder, service: ServiceBuilder, go_program: Path, c_program: Path, tmp_path: Path
+) -> None:
+    lab = service("lab", "release")
+    stripped = tmp_path / "stripped"
+    subprocess.run(["strip", "-o", str(stripped), str(lab)], check=True)
+    assert _verdict(lab) == (Verdict.JOINED, "by tokio task")
+    verdict, reason = _verdict(stripped)
+    assert verdict is Verdict.AUTOMATIC_ONLY
+    assert reason
+    assert _verdict(rust(PLAIN, "-O"))[0] is Verdict.AUTOMATIC_ONLY
+    assert _verdict(go_program) == (Verdict.NOTHING, "a Go program")
+    assert _verdict(c_program)[0] is Verdict.NOTHING
+
+
+def test_an_sdk_version_that_is_not_known(service: ServiceBuilder, tmp_path: Path) -> None:
+    path = tmp_path / "service"
+    content = service("lab", "release").read_bytes()
+    path.write_bytes(content.replace(b"opentelemetry_sdk-0.31.0/", b"opentelemetry_sdk-0.99.0/"))
+    verdict, reason = _verdict(path)
+    assert verdict is Verdict.AUTOMATIC_ONLY
+    assert "0.99.0" in reason
+    assert "not known" in reason
+
+
+def test_json(service: ServiceBuilder) -> None:
+    path = service("users", "release")
+    result = CliRunner().invoke(inspect, [str(path), "--json"])
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.output)
+    assert document["schema"] == 1
+    assert document["language"] == "Rust"
+    assert document["sdk"] == {"versions": ["0.31.0"], "found_by": ["symbols", "crate versions"]}
+    assert document["tokio"]["task_id"]["offset_from_fs"] < 0
+    assert document["layout"]["context_trace_id"] == 0x20
+    assert document["layout"]["span_data_none"] == "0x8000000000000000"
+    assert document["layout_reason"] is None
+    assert document["verdict"]["spans"] == "joined"
+    content = path.read_bytes()
+    # A `push` of some register, in one byte or two, or `sub rsp`; a `ret`.
+    bytes_at = {"entry": {0x41, 0x48, *range(0x50, 0x58)}, "returns": {0xC3}}
+    for probe in document["probes"]:
+        assert probe["reason"] is None
+        assert bool(probe["attach_points"]) == (probe["symbol"] is not None)
+        for point in probe["attach_points"]:
+            assert content[point["file_offset"]] in bytes_at[probe["place"]]
+
+
+def test_text_is_plain_when_not_on_a_terminal(service: ServiceBuilder) -> None:
+    result = CliRunner().invoke(inspect, [str(service("users", "release"))])
+    assert result.exit_code == 0, result.output
+    assert "\x1b" not in result.output
+    assert "verdict   automatic and manual spans, joined (by tokio task)" in result.output
+    assert "entry at 0x" in result.output
+
+
+def test_a_name_with_control_characters_is_shown_harmlessly(go_program: Path, tmp_path: Path) -> None:
+    path = tmp_path / "evil\x1b[31m\udcff"
+    path.write_bytes(go_program.read_bytes())
+    for flags in ([], ["--json"]):
+        result = CliRunner().invoke(inspect, [str(path), *flags])
+        assert result.exit_code == 0, result.output
+        assert "\x1b" not in result.output
+
+
+def test_errors_go_to_the_caller(tmp_path: Path) -> None:
+    script = tmp_path / "start.sh"
+    script.write_text("#!/bin/sh\n")
+    with pytest.raises(ImageError, match="script"):
+        CliRunner().invoke(inspect, [str(script)], catch_exceptions=False)
