@@ -1,0 +1,214 @@
+"""Declarations of probes, and what is made of their events."""
+
+from __future__ import annotations
+
+import socket
+from ipaddress import ip_address
+
+import pytest
+
+from spanweld.agent import encode_excluded
+from spanweld.bpf import events
+from spanweld.bpf.clock import Clock
+from spanweld.errors import UsageError
+from spanweld.model import Origin, Span, SpanKind, StatusCode
+from spanweld.probes import REGISTRY
+from spanweld.probes.declaration import ConnectionOpaque, ManualRoot, Place
+from spanweld.probes.http_server import decode_connection_opaque, decode_server_span
+from spanweld.probes.otel_sdk import decode_adoption, decode_manual_root, decode_manual_span
+
+CLOCK = Clock()
+
+
+def server_event(target: bytes = b"/a", **changes: int | bytes) -> bytes:
+    values: dict[str, int | bytes] = dict.fromkeys(events.ServerSpanEvent._fields, 0)
+    values.update(
+        head_kind=events.EventKind.SERVER_SPAN,
+        head_at=2_000,
+        start=1_000,
+        trace_id_low=2,
+        trace_id_high=1,
+        span_id=3,
+        flags=1,
+        method=events.HttpMethod.GET,
+        version_minor=1,
+        status=200,
+        addresses_family=socket.AF_INET,
+        addresses_peer_port=4000,
+        addresses_local_port=80,
+        addresses_peer=ip_address("10.0.0.1").packed,
+        addresses_local=ip_address("10.0.0.2").packed,
+        host=b"example.org:8080",
+        host_length=16,
+        user_agent=b"",
+        method_name=b"",
+        target=target,
+        target_length=len(target),
+    )
+    values.update(changes)
+    # As in the ring buffer: only up to the end of the request target.
+    return events.SERVER_SPAN_EVENT.pack(*values.values())[: -256 + len(target)]
+
+
+def server_span(target: bytes = b"/a", **changes: int | bytes) -> Span:
+    span = decode_server_span(server_event(target, **changes), CLOCK, {})
+    assert isinstance(span, Span)
+    return span
+
+
+def test_a_server_span_follows_the_conventions() -> None:
+    span = server_span(b"/a/b?x=1")
+    assert (span.name, span.kind, span.origin) == ("GET", SpanKind.SERVER, Origin.AUTOMATIC)
+    assert span.context.trace_id == 1 << 64 | 2
+    assert span.parent_span_id is None
+    assert span.end_ns - span.start_ns == 1_000
+    assert span.attributes == {
+        "http.request.method": "GET",
+        "url.path": "/a/b",
+        "url.query": "x=1",
+        "url.scheme": "http",
+        "network.protocol.version": "1.1",
+        "server.address": "example.org",
+        "server.port": 8080,
+        "client.address": "10.0.0.1",
+        "network.peer.address": "10.0.0.1",
+        "network.peer.port": 4000,
+        "network.local.address": "10.0.0.2",
+        "network.local.port": 80,
+        "http.response.status_code": 200,
+    }
+
+
+def test_the_remote_parent_is_the_parent() -> None:
+    span = server_span(parent_span_id=9)
+    assert span.parent_span_id == 9
+    assert span.parent_is_remote
+
+
+def test_a_server_error_is_an_error_and_a_client_error_is_not() -> None:
+    assert server_span(status=404).status is StatusCode.UNSET
+    failed = server_span(status=503)
+    assert failed.status is StatusCode.ERROR
+    assert failed.attributes["error.type"] == "503"
+
+
+def test_a_closed_connection_is_an_error() -> None:
+    span = server_span(status=0, ended_by=events.HttpEnd.CLOSED)
+    assert span.attributes["error.type"] == "connection_closed"
+    assert "http.response.status_code" not in span.attributes
+
+
+def test_an_unknown_method_is_kept_beside() -> None:
+    span = server_span(method=events.HttpMethod.OTHER, method_name=b"PROPFIND")
+    assert span.name == "HTTP"
+    assert span.attributes["http.request.method"] == "_OTHER"
+    assert span.attributes["http.request.method_original"] == "PROPFIND"
+
+
+def test_credentials_in_the_query_are_redacted() -> None:
+    span = server_span(b"/o?k=v&Signature=secret&sig=s&x")
+    assert span.attributes["url.query"] == "k=v&Signature=REDACTED&sig=REDACTED&x"
+
+
+@pytest.mark.parametrize(
+    ("host", "address", "port"),
+    [
+        (b"example.org", "example.org", 80),
+        (b"[::1]:8080", "::1", 8080),
+        (b"[::1]", "::1", 80),
+        (b"10.1.1.1:1", "10.1.1.1", 1),
+    ],
+)
+def test_host(host: bytes, address: str, port: int) -> None:
+    span = server_span(host=host, host_length=len(host))
+    assert (span.attributes["server.address"], span.attributes["server.port"]) == (address, port)
+
+
+def test_addresses_of_version_6() -> None:
+    span = server_span(
+        addresses_family=socket.AF_INET6,
+        addresses_peer=ip_address("::ffff:10.0.0.9").packed,
+        addresses_local=ip_address("::1").packed,
+    )
+    assert span.attributes["client.address"] == "10.0.0.9"
+    assert span.attributes["network.local.address"] == "::1"
+
+
+def test_absolute_form() -> None:
+    assert server_span(b"http://h/p?q=http://x/").attributes["url.path"] == "/p"
+
+
+def test_a_manual_span_keeps_its_own_times() -> None:
+    values: dict[str, int | bytes] = dict.fromkeys(events.ManualSpanEvent._fields, 0)
+    name = b"process"
+    values.update(
+        start_seconds=10,
+        start_nanos=5,
+        end_seconds=11,
+        end_nanos=6,
+        trace_id_low=2,
+        span_id=3,
+        parent_span_id=4,
+        relation=events.ManualRelation.ADOPTED,
+        status=events.ManualStatus.ERROR,
+        kind=2,
+        name=name,
+        name_length=len(name),
+    )
+    data = events.MANUAL_SPAN_EVENT.pack(*values.values())[: -96 + len(name)]
+    span = decode_manual_span(data, CLOCK, {2: SpanKind.PRODUCER})
+    assert isinstance(span, Span)
+    assert (span.name, span.origin, span.kind) == ("process", Origin.MANUAL, SpanKind.PRODUCER)
+    assert (span.start_ns, span.end_ns) == (10_000_000_005, 11_000_000_006)
+    assert (span.parent_span_id, span.status) == (4, StatusCode.ERROR)
+
+
+def test_other_events() -> None:
+    opaque = decode_connection_opaque(
+        events.CONNECTION_OPAQUE_EVENT.pack(
+            2, 1, 0, events.OpaqueReason.TLS, 0, socket.AF_INET, 1, 2, 0, bytes([1, 2, 3, 4] + 12 * [0]), bytes(16)
+        ),
+        CLOCK,
+        {},
+    )
+    assert isinstance(opaque, ConnectionOpaque)
+    assert "1.2.3.4" in opaque.peer
+    assert "TLS" in opaque.reason
+    manual_root = decode_manual_root(events.MANUAL_ROOT_EVENT.pack(4, 1, 0, 7, 2, 1, 3, 1), CLOCK, {})
+    assert isinstance(manual_root, ManualRoot)
+    assert (manual_root.server_span_id, manual_root.context.span_id) == (7, 3)
+    for what in events.LayoutCheck:
+        change = decode_adoption(
+            events.ADOPTION_EVENT.pack(5, 1, 0, events.Adoption.MISMATCH, what, 1, 2), CLOCK, {}
+        )
+        assert "not where the layout says" in str(change)
+
+
+def test_every_event_has_one_decoder_and_every_probe_of_a_function_its_symbol() -> None:
+    kinds = [kind for instrumentation in REGISTRY for kind in instrumentation.decoders]
+    assert sorted(kinds) == sorted(events.EventKind)
+    for instrumentation in REGISTRY:
+        for probe in instrumentation.probes:
+            assert (probe.symbol is None) == (probe.place is Place.TRACEPOINT)
+
+
+def test_excluded_paths_are_patterns_under_masks() -> None:
+    encoded = encode_excluded(["/healthz", "/internal/*"])
+    assert len(encoded) == 16 * 128
+    assert encoded[:10] == b"/healthz\0\0"
+    assert encoded[64:74] == b"\xff" * 9 + b"\0"
+    assert encoded[128:138] == b"/healthz?\0"
+    assert encoded[256:267] == b"/internal/\0"
+    assert encoded[320:331] == b"\xff" * 10 + b"\0"
+    assert not any(encoded[384:])
+
+
+@pytest.mark.parametrize("path", ["healthz", "/a*b", "/" + "x" * 63, ""])
+def test_what_is_no_excluded_path_is_refused(path: str) -> None:
+    with pytest.raises(UsageError):
+        encode_excluded([path])
+
+
+def test_too_many_excluded_paths_are_refused() -> None:
+    with pytest.raises(UsageError):
+        encode_excluded([f"/{number}" for number in range(9)])
