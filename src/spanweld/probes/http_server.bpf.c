@@ -377,11 +377,17 @@ static __always_inline int parse_framing_header(struct direction *d, __u64 w0, _
 	    w1 == TEXT8('-', 'e', 'n', 'c', 'o', 'd', 'i', 'n') &&
 	    ((load64(&d->line[16]) | LOWER) & FIRST_BYTES(2)) == TEXT8('g', ':', 0, 0, 0, 0, 0, 0)) {
 		__u32 end = trimmed(d, 18);
+		__u64 word;
 
 		/* The last coding frames the message, and it must be chunked. */
 		if (end < 25 || end > LINE_MAX || d->line_length > LINE_MAX || d->chunked)
 			return -OPAQUE_FRAMING;
-		if (((load64(&d->line[end - 8]) | LOWER) >> 8) != (TEXT8('c', 'h', 'u', 'n', 'k', 'e', 'd', 0)))
+		word = load64(&d->line[end - 8]);
+		if (((word | LOWER) >> 8) != (TEXT8('c', 'h', 'u', 'n', 'k', 'e', 'd', 0)))
+			return -OPAQUE_FRAMING;
+		/* The whole name: after a comma, a blank or the header's colon. */
+		word &= 0xff;
+		if (word != ',' && word != ' ' && word != '\t' && word != ':')
 			return -OPAQUE_FRAMING;
 		d->chunked = 1;
 		return 1;
@@ -452,7 +458,8 @@ GLOBAL int parse_status_line(struct direction *d)
 			return -OPAQUE_FRAMING;
 		status = status * 10 + digit;
 	}
-	if (status < 100)
+	/* A fourth digit would be one too many. */
+	if (status < 100 || (__u8)d->line[12] > ' ')
 		return -OPAQUE_FRAMING;
 	d->status = status;
 	return 0;
@@ -485,6 +492,9 @@ GLOBAL int parse_chunk_size(struct direction *d)
 		digits++;
 	}
 	if (!digits || digits == 12)
+		return -OPAQUE_FRAMING;
+	/* Blanks, the end of the line, or an extension. */
+	if ((__u8)d->line[digits & 15] > ' ' && d->line[digits & 15] != ';')
 		return -OPAQUE_FRAMING;
 	if (size) {
 		d->state = CHUNK_DATA;
