@@ -153,6 +153,8 @@ struct scan {
 
 static __always_inline char line_char(const struct direction *d, __u32 at)
 {
+	/* The compiler leaves out a mask that it can prove; the verifier of Linux 6.1 needs it. */
+	asm volatile("" : "+r"(at));
 	return d->line[at & (LINE_MAX + LINE_STEP - 1)];
 }
 
@@ -921,16 +923,12 @@ static long scan_step(__u32 index, void *context)
 	return 0;
 }
 
-/* The socket behind a descriptor of the running task; NULL if it is no stream socket. */
-static __always_inline struct sock *socket_of(__s32 fd, struct connection_key *key)
+static __always_inline struct file *file_of(__s32 fd)
 {
 	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
 	struct fdtable *table;
 	struct file **slot;
 	struct file *file = NULL;
-	struct socket *socket;
-	struct inode *inode;
-	struct sock *sock;
 
 	if (fd < 0)
 		return NULL;
@@ -938,7 +936,19 @@ static __always_inline struct sock *socket_of(__s32 fd, struct connection_key *k
 	if ((__u32)fd >= BPF_CORE_READ(table, max_fds))
 		return NULL;
 	slot = BPF_CORE_READ(table, fd);
-	if (bpf_probe_read_kernel(&file, sizeof(file), &slot[fd]) || !file)
+	bpf_probe_read_kernel(&file, sizeof(file), &slot[fd]);
+	return file;
+}
+
+/* The socket behind a descriptor of the running task; NULL if it is no stream socket. */
+static __always_inline struct sock *socket_of(__s32 fd, struct connection_key *key)
+{
+	struct file *file = file_of(fd);
+	struct socket *socket;
+	struct inode *inode;
+	struct sock *sock;
+
+	if (!file)
 		return NULL;
 	inode = BPF_CORE_READ(file, f_inode);
 	if ((BPF_CORE_READ(inode, i_mode) & S_IFMT) != S_IFSOCK)
@@ -1333,9 +1343,15 @@ int http_dup(struct syscall_exit *ctx)
 	return duplicated(ctx->ret);
 }
 
+/* dup2 of a number to itself does nothing, and is no error. */
 SEC("tp/syscalls/sys_exit_dup2")
 int http_dup2(struct syscall_exit *ctx)
 {
+	if (ctx->ret < 0 || !is_traced())
+		return 0;
+	ARGUMENTS(regs);
+	if ((__s32)regs->di == (__s32)regs->si)
+		return 0;
 	return duplicated(ctx->ret);
 }
 
@@ -1345,17 +1361,24 @@ int http_dup3(struct syscall_exit *ctx)
 	return duplicated(ctx->ret);
 }
 
-/* dup2 and dup3 close the number that they take, without a close. */
+/* dup2 and dup3 close the number that they take, without a close, unless they are to fail. */
+static __always_inline int taken_over(struct syscall_enter *ctx)
+{
+	if (!is_traced() || (__s32)ctx->args[0] == (__s32)ctx->args[1] || !file_of(ctx->args[0]))
+		return 0;
+	return closed(ctx->args[1]);
+}
+
 SEC("tp/syscalls/sys_enter_dup2")
 int http_dup2_over(struct syscall_enter *ctx)
 {
-	return closed(ctx->args[1]);
+	return taken_over(ctx);
 }
 
 SEC("tp/syscalls/sys_enter_dup3")
 int http_dup3_over(struct syscall_enter *ctx)
 {
-	return closed(ctx->args[1]);
+	return taken_over(ctx);
 }
 
 SEC("tp/syscalls/sys_exit_fcntl")
