@@ -26,6 +26,7 @@
 #include <fcntl.h>
 #include <linux/bpf.h>
 #include <linux/close_range.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdbool.h>
@@ -85,15 +86,15 @@ static volatile sig_atomic_t draining;
 static volatile sig_atomic_t drain_ticks;
 
 static struct {
-	unsigned long threads;	 /* ever followed */
-	unsigned long requests;	 /* taken from the map */
-	unsigned long served;	 /* carried out in full */
-	unsigned long early;	 /* of these: at the stop of another signal, which came first */
-	unsigned long stale;	 /* dropped: the thread had moved on */
-	unsigned long failed;	 /* dropped: memory or registers could not be written */
-	unsigned long refused;	 /* dropped: shadow stacks */
+	unsigned long threads; /* ever followed */
+	unsigned long requests; /* taken from the map */
+	unsigned long served; /* carried out in full */
+	unsigned long early; /* of these: at the stop of another signal, which came first */
+	unsigned long stale; /* dropped: the thread had moved on */
+	unsigned long failed; /* dropped: memory or registers could not be written */
+	unsigned long refused; /* dropped: shadow stacks */
 	unsigned long coalesced; /* shared their SIGURG with a genuine one, which was delivered */
-	unsigned long signals;	 /* delivered to the target */
+	unsigned long signals; /* delivered to the target */
 	unsigned long restarted; /* system calls that an ignored signal had interrupted */
 } counts;
 
@@ -259,8 +260,7 @@ static bool has_shadow_stack(pid_t tid)
 {
 	char value[256];
 
-	return read_status(tid, "x86_Thread_features", value, sizeof(value)) &&
-	       strstr(value, "shstk");
+	return read_status(tid, "x86_Thread_features", value, sizeof(value)) && strstr(value, "shstk");
 }
 
 static bool is_thread_of_target(pid_t tid)
@@ -315,8 +315,7 @@ static bool is_jump_to(pid_t tid, uint64_t ip, uint64_t rip)
  * still before it (one that faulted is run again). Everything else has moved on, and a write or
  * a return would hit another call: such a thread is never touched.
  */
-static bool still_fits(pid_t tid, const struct stop_request *request,
-		       const struct user_regs_struct *regs)
+static bool still_fits(pid_t tid, const struct stop_request *request, const struct user_regs_struct *regs)
 {
 	uint64_t taken = request->sp - regs->rsp;
 	uint64_t given = regs->rsp - request->sp;
@@ -334,8 +333,8 @@ static bool still_fits(pid_t tid, const struct stop_request *request,
 	 * nop of five bytes, whose trampoline has pushed three registers more.
 	 */
 	if (taken == sizeof(word) || taken == 4 * sizeof(word))
-		return read_target(tid, request->sp - sizeof(word), &word, sizeof(word)) &&
-		       word > request->ip && word - request->ip <= INSTRUCTION_MAX;
+		return read_target(tid, request->sp - sizeof(word), &word, sizeof(word)) && word > request->ip &&
+		       word - request->ip <= INSTRUCTION_MAX;
 	if (given == sizeof(word)) /* a ret */
 		return read_target(tid, request->sp, &word, sizeof(word)) && word == regs->rip;
 	return false;
@@ -344,8 +343,9 @@ static bool still_fits(pid_t tid, const struct stop_request *request,
 static bool write_memory(pid_t tid, struct stop_request *request)
 {
 	struct iovec local[STOP_WRITES_MAX], remote[STOP_WRITES_MAX];
-	ssize_t size = 0;
+	ssize_t size = 0, written;
 
+	errno = EINVAL;
 	if (request->nr_writes > STOP_WRITES_MAX)
 		return false;
 	for (__u32 i = 0; i < request->nr_writes; i++) {
@@ -357,8 +357,10 @@ static bool write_memory(pid_t tid, struct stop_request *request)
 		remote[i] = (struct iovec){(void *)write->address, write->size};
 		size += write->size;
 	}
-	return process_vm_writev(tid, local, request->nr_writes, remote, request->nr_writes, 0) ==
-	       size;
+	written = process_vm_writev(tid, local, request->nr_writes, remote, request->nr_writes, 0);
+	if (written >= 0)
+		errno = EFAULT; /* if it stopped in the middle */
+	return written == size;
 }
 
 static bool may_return_early(struct thread *thread)
@@ -376,8 +378,7 @@ static bool may_return_early(struct thread *thread)
 	return !thread->returns_refused;
 }
 
-static void carry_out(struct thread *thread, struct stop_request *request,
-		      struct user_regs_struct *regs)
+static void carry_out(struct thread *thread, struct stop_request *request, struct user_regs_struct *regs)
 {
 	static bool said;
 	uint64_t return_address;
@@ -390,8 +391,7 @@ static void carry_out(struct thread *thread, struct stop_request *request,
 		counts.refused++;
 		return;
 	}
-	if (request->returns &&
-	    !read_target(thread->tid, request->sp, &return_address, sizeof(return_address)))
+	if (request->returns && !read_target(thread->tid, request->sp, &return_address, sizeof(return_address)))
 		goto failed;
 	if (request->nr_writes && !write_memory(thread->tid, request))
 		goto failed;
@@ -408,22 +408,20 @@ static void carry_out(struct thread *thread, struct stop_request *request,
 	return;
 failed:
 	counts.failed++;
-	if (!said) {
+	if (!said && errno != ESRCH) { /* killed meanwhile */
 		said = true;
-		say("note a request of thread %d could not be carried out: %s", thread->tid,
-		    strerror(errno));
+		say("note a request of thread %d could not be carried out: %s", thread->tid, strerror(errno));
 	}
 }
 
-/* Whether a SIGURG from the kernel waits in the thread's own queue (not in the process's). */
-static bool sigurg_queued(pid_t tid)
+/* Whether a SIGURG waits in the thread's own queue (not in the process's), and which. */
+static bool is_sigurg_queued(pid_t tid, siginfo_t *info)
 {
 	struct __ptrace_peeksiginfo_args args = {.nr = 1};
-	siginfo_t info;
 
-	for (args.off = 0; ptrace(PTRACE_PEEKSIGINFO, tid, &args, &info) == 1; args.off++)
-		if (info.si_signo == SIGURG)
-			return info.si_code == SI_KERNEL;
+	for (args.off = 0; ptrace(PTRACE_PEEKSIGINFO, tid, &args, info) == 1; args.off++)
+		if (info->si_signo == SIGURG)
+			return true;
 	return false;
 }
 
@@ -482,12 +480,48 @@ static bool is_repeatable(const struct user_regs_struct *regs)
  */
 static void mend_interrupted(struct thread *thread, struct user_regs_struct *regs)
 {
-	if ((long long)regs->rax != -EINTR || (long long)regs->orig_rax < 0 ||
-	    regs->cs != USER_CS_64 || !is_repeatable(regs))
+	if ((long long)regs->rax != -EINTR || (long long)regs->orig_rax < 0 || regs->cs != USER_CS_64 ||
+	    !is_repeatable(regs))
 		return;
 	regs->rax = -ERESTARTNOHAND;
 	if (set_registers(thread->tid, regs))
 		counts.restarted++;
+}
+
+/*
+ * At SIGURG's stop. The probe's says SI_KERNEL, as does a genuine one for urgent data, so a request
+ * must belong to it. With any other code a genuine one was pending when the probe sent its own, and
+ * the kernel made one of both.
+ */
+static bool is_own_sigurg(struct thread *thread, bool asked)
+{
+	siginfo_t info;
+	bool due = asked || thread->sigurg_due;
+
+	thread->sigurg_due = false;
+	if (!due || ptrace(PTRACE_GETSIGINFO, thread->tid, 0, &info))
+		return false;
+	counts.coalesced += info.si_code != SI_KERNEL;
+	return info.si_code == SI_KERNEL;
+}
+
+/*
+ * At the stop of a signal that came before the probe's. While that one waits, the thread has run
+ * nothing behind the probed instruction. If it is gone (the kernel forgets pending signals when
+ * their handler is set to ignore), the thread may be anywhere.
+ */
+static void carry_out_early(struct thread *thread, struct stop_request *request, struct user_regs_struct *regs)
+{
+	unsigned long served = counts.served;
+	siginfo_t info;
+
+	if (!is_sigurg_queued(thread->tid, &info)) {
+		counts.stale++;
+		return;
+	}
+	thread->sigurg_due = info.si_code == SI_KERNEL;
+	carry_out(thread, request, regs);
+	counts.early += counts.served - served;
 }
 
 /* Signal-delivery-stop: returns the signal that the thread goes on with. */
@@ -495,34 +529,16 @@ static int handle_signal(struct thread *thread, int signal)
 {
 	struct stop_request request;
 	struct user_regs_struct regs;
-	unsigned long served = counts.served;
 	bool asked = take_request(thread->tid, &request);
-	bool ours = false;
 
 	if (!get_registers(thread->tid, &regs))
 		return signal; /* killed meanwhile */
-	if (asked) {
-		counts.requests++;
+	counts.requests += asked;
+	if (asked && signal == SIGURG)
 		carry_out(thread, &request, &regs);
-	}
-	if (signal == SIGURG) {
-		siginfo_t info;
-
-		/*
-		 * The probe's signal says SI_KERNEL, as does a genuine one for urgent data, so a
-		 * request must belong to it. With any other code a genuine one was pending when
-		 * the probe sent its own, and the kernel made one of both.
-		 */
-		if ((asked || thread->sigurg_due) && !ptrace(PTRACE_GETSIGINFO, thread->tid, 0, &info)) {
-			ours = info.si_code == SI_KERNEL;
-			counts.coalesced += !ours;
-		}
-		thread->sigurg_due = false;
-	} else if (asked) {
-		counts.early += counts.served - served;
-		thread->sigurg_due = sigurg_queued(thread->tid);
-	}
-	if (ours)
+	else if (asked)
+		carry_out_early(thread, &request, &regs);
+	if (signal == SIGURG && is_own_sigurg(thread, asked))
 		return 0;
 	/* A stopped and continued process sees EINTR, traced or not. */
 	if (!stops_the_process(signal) && !(signal == SIGCONT && thread->state == CONTINUED))
@@ -721,6 +737,18 @@ static void set_up_signals(void)
 	sigprocmask(SIG_SETMASK, &none, NULL);
 }
 
+/*
+ * A thread of the target waits for each of our wake-ups, on a busy host for a time slice and more:
+ * milliseconds. Niceness does not help where autogroups are on: it counts within a session only.
+ */
+static void run_first(void)
+{
+	struct sched_param lowest = {.sched_priority = 1};
+
+	if (sched_setscheduler(0, SCHED_FIFO, &lowest))
+		setpriority(PRIO_PROCESS, 0, -20);
+}
+
 static void close_inherited(void)
 {
 	if (requests_fd > STDERR_FILENO + 1)
@@ -733,8 +761,7 @@ int main(int argc, char **argv)
 	int found;
 
 	if (argc < 4 || argc > 5 || (argc == 5 && strcmp(argv[4], "--expect-exec"))) {
-		fprintf(stderr, "usage: %s AGENT_PID TARGET_PID REQUESTS_MAP_FD [--expect-exec]\n",
-			argv[0]);
+		fprintf(stderr, "usage: %s AGENT_PID TARGET_PID REQUESTS_MAP_FD [--expect-exec]\n", argv[0]);
 		return EXIT_USAGE;
 	}
 	target = atoi(argv[2]);
@@ -751,8 +778,7 @@ int main(int argc, char **argv)
 		say("failed descriptor %d is no map of requests", requests_fd);
 		return EXIT_USAGE;
 	}
-	/* A thread of the target waits for each of our wake-ups. */
-	setpriority(PRIO_PROCESS, 0, -20);
+	run_first();
 
 	/* A thread that is not listed yet was created by one that is not seized yet. */
 	found = for_each_thread(yield_if_traced);
@@ -766,7 +792,7 @@ int main(int argc, char **argv)
 	}
 	say("counts threads=%lu requests=%lu served=%lu early=%lu stale=%lu failed=%lu refused=%lu "
 	    "coalesced=%lu signals=%lu restarted=%lu",
-	    counts.threads, counts.requests, counts.served, counts.early, counts.stale,
-	    counts.failed, counts.refused, counts.coalesced, counts.signals, counts.restarted);
+	    counts.threads, counts.requests, counts.served, counts.early, counts.stale, counts.failed,
+	    counts.refused, counts.coalesced, counts.signals, counts.restarted);
 	return EXIT_OK;
 }
