@@ -78,12 +78,19 @@ static __always_inline void count(enum counter cause)
 		(*cell)++;
 }
 
-/* The agent drains the ring on a timer; it is woken only when the ring fills faster than that. */
+/*
+ * The agent drains the ring on a timer. It is woken when the ring fills faster than that, once a
+ * mebibyte: a wakeup is an interrupt to this processor, which costs microseconds in a virtual machine.
+ */
+#define WAKEUP_ABOVE (4ULL << 20)
+#define WAKEUP_EACH (1ULL << 20)
+
 static __always_inline void emit(void *event, __u64 size)
 {
+	__u64 waiting = bpf_ringbuf_query(&events, BPF_RB_AVAIL_DATA);
 	__u64 flags = BPF_RB_NO_WAKEUP;
 
-	if (bpf_ringbuf_query(&events, BPF_RB_AVAIL_DATA) > (4 << 20))
+	if (waiting > WAKEUP_ABOVE && (waiting & (WAKEUP_EACH - 1)) < size)
 		flags = BPF_RB_FORCE_WAKEUP;
 	if (bpf_ringbuf_output(&events, event, size, flags))
 		count(COUNT_EVENT_LOST);
