@@ -7,7 +7,9 @@ links: the target's start time, since process ids are reused, and the agent that
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from spanweld.bpf.host import BPFFS
@@ -36,20 +38,33 @@ class PinFolder:
 
     def create(self) -> None:
         """Makes the folder; TargetError if a live agent has one for this very process."""
-        agent = _live_agent(self.path)
-        if agent and _link(self.path, _START_TIME) == start_time(self._pid):
-            raise TargetError(
-                f"process {self._pid} is traced by spanweld already (process {agent})",
-                f"end that one first: kill {agent}",
-            )
-        self.remove()
-        PINS.mkdir(mode=0o700, exist_ok=True)
-        self.path.mkdir(mode=0o700)
-        (self.path / _START_TIME).symlink_to(start_time(self._pid) or "0")
-        (self.path / _AGENT).symlink_to(f"{os.getpid()}:{start_time(os.getpid())}")
+        with _alone():
+            agent = _live_agent(self.path)
+            if agent and _link(self.path, _START_TIME) == start_time(self._pid):
+                raise TargetError(
+                    f"process {self._pid} is traced by spanweld already (process {agent})",
+                    f"end that one first: kill {agent}",
+                )
+            self._remove()
+            PINS.mkdir(mode=0o700, exist_ok=True)
+            self.path.mkdir(mode=0o700)
+            (self.path / _START_TIME).symlink_to(start_time(self._pid) or "0")
+            (self.path / _AGENT).symlink_to(f"{os.getpid()}:{start_time(os.getpid())}")
 
     def remove(self) -> None:
         """Removes the folder with all in it, and the one around it when it is empty."""
+        with _alone():
+            self._remove()
+
+    def remove_stale(self) -> bool:
+        """Removes the folder unless its agent lives; returns whether it did."""
+        with _alone():
+            if _live_agent(self.path):
+                return False
+            self._remove()
+            return True
+
+    def _remove(self) -> None:
         with contextlib.suppress(FileNotFoundError):
             for entry in list(self.path.iterdir()):
                 entry.unlink()
@@ -63,10 +78,19 @@ def remove_stale() -> int:
     removed = 0
     with contextlib.suppress(FileNotFoundError):
         for folder in list(PINS.iterdir()):
-            if not _live_agent(folder):
-                PinFolder(Pid(int(folder.name))).remove()
-                removed += 1
+            removed += PinFolder(Pid(int(folder.name))).remove_stale()
     return removed
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """Keeps other agents out: one that tidies up must not take a folder that is just being made."""
+    descriptor = os.open(BPFFS, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _live_agent(folder: Path) -> int:
