@@ -28,6 +28,7 @@ from spanweld.layouts import SdkLayout
 from spanweld.model import FileOffset, Origin, Pid, Resource, Span, SpanKind
 from spanweld.probes import REGISTRY, otel_sdk
 from spanweld.probes.declaration import AdoptionChanged, ConnectionOpaque, Decoder, ManualRoot, Place, Probe
+from spanweld.process.find import is_running
 from spanweld.process.listening import listening_ports
 from spanweld.resource import make_resource, read_host, read_process
 from spanweld.settings import AdoptMode, Settings, WriteMode
@@ -281,7 +282,7 @@ class Agent:
         try:
             self._bpf.pin(spans, pins.path / "spans_in_progress")
             self._bpf.map("spans_in_progress").set(_u32(pid), _u32(spans.fd))
-            target.writer.start()
+            self._start_writer(target)
             self._bpf.map("targets").set(_u32(pid), self._encode_target(target))
             if not starting:
                 listening = self._bpf.map("listening")
@@ -308,6 +309,16 @@ class Agent:
             requests = self._bpf.map("stop_requests")
             return stop_writer.StopWriter(pid, requests.fd, expect_exec=starting)
         return kernel_writer.PassiveWriter(mode)
+
+    def _start_writer(self, target: Target) -> None:
+        """Where the user left the mode to us, one process that cannot be written to is no error."""
+        try:
+            target.writer.start()
+        except TargetError as error:
+            if self._settings.write is not WriteMode.AUTO or not is_running(target.pid):
+                raise
+            self._say(f"{error.message}: automatic spans go on, manual ones are linked, not adopted")
+            target.writer = kernel_writer.PassiveWriter(WriteMode.OFF)
 
     def _encode_target(self, target: Target) -> bytes:
         settings, layout = self._settings, target.plan.layout
@@ -525,9 +536,7 @@ def _u32(number: int) -> bytes:
     return number.to_bytes(4, "little")
 
 
-def _delete_of_pid(
-    bpf_map: BpfMap, pid: Pid, unpack: Callable[[bytes], tuple[int, ...]], index: int
-) -> None:
+def _delete_of_pid(bpf_map: BpfMap, pid: Pid, unpack: Callable[[bytes], tuple[int, ...]], index: int) -> None:
     for key in [key for key in bpf_map.keys() if unpack(key)[index] == pid]:  # noqa: SIM118
         bpf_map.delete(key)
 

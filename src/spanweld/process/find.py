@@ -68,6 +68,12 @@ def read_stat(pid: Pid) -> Stat | None:
         return None
 
 
+def is_running(pid: Pid) -> bool:
+    """Whether there is a process with this pid that has not ended."""
+    stat = read_stat(pid)
+    return stat is not None and stat.state not in "ZX"
+
+
 def tracer_of(pid: Pid) -> Pid | None:
     """Who traces the process's main thread with ptrace; None if nobody does, or the process is gone."""
     tracer = int(_status(pid).get("TracerPid", "0"))
