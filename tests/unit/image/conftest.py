@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+
 from tests.support import services
 from tests.unit.image.samples import PLAIN, RustBuilder, ServiceBuilder
 

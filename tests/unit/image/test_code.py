@@ -7,12 +7,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from tests.unit.image.samples import PLAIN, RustBuilder
-from tests.unit.image.test_symbols import AREA
 
 from spanweld.image import Function, Image, find_functions, find_returns, first_instruction
 from spanweld.image.emulator import ARENA, EmulationError, Machine
 from spanweld.model import FileOffset, VirtAddr
+from tests.unit.image.samples import PLAIN, RustBuilder
+from tests.unit.image.test_symbols import AREA
 
 
 @pytest.fixture(scope="module")

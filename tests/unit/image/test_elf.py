@@ -8,12 +8,12 @@ import struct
 from pathlib import Path
 
 import pytest
-from tests.unit.image.samples import FAKE_TOKIO, PLAIN, USES_TOKIO, RustBuilder
 
 from spanweld.errors import ImageError
 from spanweld.image import Image, Language, analyse, examine
 from spanweld.image.elf import ThreadLocalBlock
 from spanweld.model import VirtAddr
+from tests.unit.image.samples import FAKE_TOKIO, PLAIN, USES_TOKIO, RustBuilder
 
 
 def test_facts_of_a_rust_program(rust: RustBuilder) -> None:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from tests.unit.image.samples import PLAIN, RustBuilder, ServiceBuilder
 
 from spanweld.commands.inspect import Verdict, inspect, make_report
 from spanweld.errors import ImageError
+from tests.unit.image.samples import PLAIN, RustBuilder, ServiceBuilder
 
 
 def _verdict(path: Path) -> tuple[Verdict, str]:

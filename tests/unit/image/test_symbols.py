@@ -7,11 +7,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from tests.unit.image.samples import FAKE_TOKIO, PLAIN, USES_TOKIO, RustBuilder
 
 from spanweld.image import Image, find_functions, find_many
 from spanweld.image.demangle import demangle
 from spanweld.image.symbols import find_thread_locals
+from tests.unit.image.samples import FAKE_TOKIO, PLAIN, USES_TOKIO, RustBuilder
 
 AREA = "<sample::shapes::Square as sample::shapes::Area>::area"
 SIDE = "sample::shapes::Square::side"
