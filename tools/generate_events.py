@@ -43,7 +43,14 @@ ENUMS = (
     "manual_status",
     "layout_check",
 )
-INTEGERS = {(1, False): "B", (2, False): "H", (4, False): "I", (8, False): "Q", (4, True): "i", (8, True): "q"}
+INTEGERS = {
+    (1, False): "B",
+    (2, False): "H",
+    (4, False): "I",
+    (8, False): "Q",
+    (4, True): "i",
+    (8, True): "q",
+}
 
 Type = dict[str, Any]
 
@@ -95,8 +102,8 @@ def generate(types: dict[int, Type]) -> str:
         '"""What passes between the BPF programs and the agent.',
         "",
         "Generated from the BTF of the BPF object by tools/generate_events.py: change the C headers instead.",
-        "Each structure has its little-endian layout, without padding that is not a field, in a constant of its",
-        "name in capitals; ``NAME._make(LAYOUT.unpack(data))`` decodes one.",
+        "Each structure has its little-endian layout, in which all padding is a field, in a constant of its",
+        "name in capitals; ``Name._make(NAME.unpack(data))`` decodes one.",
         '"""',
         "",
         "from __future__ import annotations",
@@ -120,7 +127,12 @@ def generate(types: dict[int, Type]) -> str:
     for name in STRUCTS:
         struct = named["STRUCT", name]
         fields = fields_of(types, struct)
-        lines += ["", f"class {camel(name)}(NamedTuple):", f'    """struct {name}, {struct["size"]} bytes"""', ""]
+        lines += [
+            "",
+            f"class {camel(name)}(NamedTuple):",
+            f'    """struct {name}, {struct["size"]} bytes"""',
+            "",
+        ]
         lines += [f"    {f}: {'bytes' if form.endswith('s') else 'int'}" for f, form in fields]
         form = "<" + "".join(form for _, form in fields)
         lines += ["", "", f'{name.upper()} = Struct("{form}")', ""]

@@ -166,7 +166,17 @@ def test_a_manual_span_keeps_its_own_times() -> None:
 def test_other_events() -> None:
     opaque = decode_connection_opaque(
         events.CONNECTION_OPAQUE_EVENT.pack(
-            2, 1, 0, events.OpaqueReason.TLS, 0, socket.AF_INET, 1, 2, 0, bytes([1, 2, 3, 4] + 12 * [0]), bytes(16)
+            2,
+            1,
+            0,
+            events.OpaqueReason.TLS,
+            0,
+            socket.AF_INET,
+            1,
+            2,
+            0,
+            bytes([1, 2, 3, 4] + 12 * [0]),
+            bytes(16),
         ),
         CLOCK,
         {},

@@ -1,8 +1,8 @@
 """What passes between the BPF programs and the agent.
 
 Generated from the BTF of the BPF object by tools/generate_events.py: change the C headers instead.
-Each structure has its little-endian layout, without padding that is not a field, in a constant of its
-name in capitals; ``NAME._make(LAYOUT.unpack(data))`` decodes one.
+Each structure has its little-endian layout, in which all padding is a field, in a constant of its
+name in capitals; ``Name._make(NAME.unpack(data))`` decodes one.
 """
 
 from __future__ import annotations

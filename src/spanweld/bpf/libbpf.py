@@ -342,5 +342,3 @@ def _rodata_variable(path: Path, name: str) -> tuple[int, int]:
         if not symbols:
             raise ValueError(f"no constant {name} in {path.name}")
         return symbols[0]["st_value"], symbols[0]["st_size"]
-
-

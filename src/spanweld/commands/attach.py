@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 import click
 
 from spanweld.agent import Agent, make_plan
 from spanweld.commands.options import describe, make_settings, tracing_options
-from spanweld.errors import SpanweldError, TargetError, UsageError
+from spanweld.errors import ImageError, SpanweldError, TargetError, UsageError
 from spanweld.messages import say, say_error
 from spanweld.model import Pid
 from spanweld.process.find import Process, find_by_exe, find_by_pid
 from spanweld.process.signals import SignalReader
+
+T = TypeVar("T")
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -22,6 +26,7 @@ ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 @click.option("--pid", "pids", type=int, multiple=True, metavar="N", help="Process id; repeatable.")
 @click.option("--exe", metavar="GLOB", help="Every process whose executable's path or name matches.")
 def attach(
+    *,
     exports: tuple[str, ...],
     write: str,
     adopt: str,
@@ -43,36 +48,42 @@ def attach(
     processes = find_by_exe(exe) if exe else tuple(find_by_pid(Pid(pid)) for pid in dict.fromkeys(pids))
     reader = SignalReader(ENDING)
     agent = Agent(settings, say)
+    ended_by_signal = False
+
+    def after_each_pass() -> bool:
+        nonlocal ended_by_signal
+        ended_by_signal = bool(reader.read()) or ended_by_signal
+        return ended_by_signal
+
     try:
-        choice = None
-        plans = {process.pid: make_plan(process.image_path) for process in processes}
+        plans = each(processes, lambda process: make_plan(process.image_path))
         choice = agent.open()
-        failed: SpanweldError | None = None
-        attached: list[Process] = []
-        for process in processes:
-            plan = plans[process.pid]
-            try:
-                agent.add(process.pid, plan, process.image_path, choice)
-            except TargetError as error:
-                if len(processes) == 1:
-                    raise
-                say_error(error)
-                failed = error
-                continue
-            attached.append(process)
-            say(describe(process.pid, plan, choice))
-        if not attached and failed:
-            return failed.exit_code
-        ended_by_signal = False
-
-        def after_each_pass() -> bool:
-            nonlocal ended_by_signal
-            ended_by_signal = bool(reader.read()) or ended_by_signal
-            return ended_by_signal
-
+        targets = each(
+            plans,
+            lambda process: agent.add(process.pid, plans[process], process.image_path, choice),
+        )
+        for target in targets.values():
+            say(describe(target))
         agent.run(after_each_pass, wake=(reader.fileno(),))
         say("detached" if ended_by_signal else "the service has ended")
     finally:
         agent.close()
         reader.close()
     return 0
+
+
+def each(processes: Iterable[Process], do: Callable[[Process], T]) -> dict[Process, T]:
+    """What ``do`` makes of each process; what fails is said, and raised when nothing succeeds."""
+    done: dict[Process, T] = {}
+    failures: list[SpanweldError] = []
+    for process in processes:
+        try:
+            done[process] = do(process)
+        except (ImageError, TargetError) as error:
+            failures.append(error)
+    last = failures.pop() if failures and not done else None
+    for failure in failures:
+        say_error(failure)
+    if last:
+        raise last
+    return done

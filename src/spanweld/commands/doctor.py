@@ -114,13 +114,13 @@ def measure_uprobe(bpf: BpfObject, function: Any) -> float | None:
     """Nanoseconds that a uprobe on a function of this very process costs, median of rounds."""
     address = ctypes.cast(function, ctypes.c_void_p).value or 0
     own = Pid(os.getpid())
-    for found in memory_ranges(own):
-        if found.start <= address < found.end:
-            image, offset = Path(found.path), FileOffset(address - found.start + found.offset)
-            return _difference(
-                lambda: bpf.attach_uprobe("otel_new_trace_id", own, image, offset).detach, lambda: function(1)
-            )
-    return None
+    found = next((r for r in memory_ranges(own) if r.start <= address < r.end), None)
+    if found is None:
+        return None
+    image, offset = Path(found.path), FileOffset(address - found.start + found.offset)
+    return _difference(
+        lambda: bpf.attach_uprobe("otel_new_trace_id", own, image, offset).detach, lambda: function(1)
+    )
 
 
 def _difference(attach: Callable[[], Callable[[], None]], call: Callable[[], object]) -> float:
@@ -168,7 +168,10 @@ def _print(report: Report) -> None:
     if report.uprobe_ns is not None:
         table.add_row("", f"{report.uprobe_ns:.0f} ns a probe in an optimised service")
     if report.uprobe_stepped_ns is not None:
-        table.add_row("", f"{report.uprobe_stepped_ns:.0f} ns where its first instruction is single-stepped (debug builds)")
+        table.add_row(
+            "",
+            f"{report.uprobe_stepped_ns:.0f} ns where its first instruction is single-stepped (debug builds)",
+        )
     console.print(table)
     if report.problem:
         console.print(f"[red]services cannot be traced here:[/] {report.problem}")
@@ -176,6 +179,3 @@ def _print(report: Report) -> None:
             console.print(f"  {report.remedy}")
     else:
         console.print("[green]services can be traced here[/]")
-
-
-

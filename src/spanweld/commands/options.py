@@ -8,9 +8,8 @@ from typing import Any, TypeVar
 
 import click
 
-from spanweld.agent import Plan
+from spanweld.agent import Target
 from spanweld.messages import warn
-from spanweld.model import Pid
 from spanweld.settings import (
     AdoptMode,
     Settings,
@@ -21,7 +20,6 @@ from spanweld.settings import (
     parse_key_values,
     sampler_from_environment,
 )
-from spanweld.writers import Choice
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -90,13 +88,15 @@ def make_settings(
     )
 
 
-def describe(pid: Pid, plan: Plan, choice: Choice) -> str:
+def describe(target: Target) -> str:
     """The ready line: what is traced, and how manual spans are treated."""
+    plan, mode = target.plan, target.writer.mode
+    name = target.resource.attributes["process.executable.name"]
     if not plan.layout:
         manual = f"manual spans are left alone: {plan.why_no_adoption}"
-    elif choice.mode is WriteMode.OFF:
+    elif mode is WriteMode.OFF:
         manual = "manual spans are linked, not adopted (write off)"
     else:
         version = plan.facts.crate_version("opentelemetry_sdk")
-        manual = f"manual spans of opentelemetry_sdk {version} are adopted (write {choice.mode.value})"
-    return f"ready (pid {pid}, {plan.facts.path.name}; {manual})"
+        manual = f"manual spans of opentelemetry_sdk {version} are adopted (write {mode.value})"
+    return f"ready (pid {target.pid}, {name}; {manual})"

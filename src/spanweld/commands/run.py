@@ -37,6 +37,7 @@ FORWARDED = (
 )
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def run(
+    *,
     exports: tuple[str, ...],
     write: str,
     adopt: str,
@@ -69,7 +70,7 @@ def run(
         target = agent.add(pid, plan, program, choice, starting=True)
         held.release()
         held = None
-        say(describe(pid, plan, choice))
+        say(describe(target))
 
         def after_each_pass() -> bool:
             nonlocal status

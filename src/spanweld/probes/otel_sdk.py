@@ -90,7 +90,8 @@ def decode_adoption(data: bytes, clock: Clock, span_kinds: Mapping[int, int]) ->
     return AdoptionChanged(f"{_MISMATCH[LayoutCheck(event.what)]} is not where the layout says")
 
 
-_GENERATOR = "<opentelemetry_sdk::trace::id_generator::RandomIdGenerator as opentelemetry_sdk::trace::id_generator::IdGenerator>"
+_GENERATORS = "opentelemetry_sdk::trace::id_generator"
+_GENERATOR = f"<{_GENERATORS}::RandomIdGenerator as {_GENERATORS}::IdGenerator>"
 
 INSTRUMENTATION = Instrumentation(
     name="otel_sdk",
@@ -98,9 +99,7 @@ INSTRUMENTATION = Instrumentation(
     releases=("0.31",),
     probes=(
         Probe("otel_new_trace_id", Place.ENTRY, f"{_GENERATOR}::new_trace_id", returned_early=True),
-        Probe(
-            "otel_new_trace_id_returns", Place.RETURNS, f"{_GENERATOR}::new_trace_id", until_verified=True
-        ),
+        Probe("otel_new_trace_id_returns", Place.RETURNS, f"{_GENERATOR}::new_trace_id", until_verified=True),
         Probe("otel_new_span_id_returns", Place.RETURNS, f"{_GENERATOR}::new_span_id", until_verified=True),
         Probe(
             "otel_build_recording_span",

@@ -76,7 +76,14 @@ def launch(
     failure_read, failure_write = os.pipe()
     pid = os.fork()
     if pid == 0:
-        _child(program, arguments, environ, user, blocked_before, (gate_read, gate_write, failure_write))
+        _child(
+            program=program,
+            arguments=arguments,
+            environ=environ,
+            user=user,
+            blocked=blocked_before,
+            pipes=(gate_read, gate_write, failure_write),
+        )
     os.close(gate_read)
     os.close(failure_write)
     return Held(Pid(pid), gate_write, failure_read)
@@ -89,6 +96,7 @@ def exit_code_of(status: int) -> int:
 
 
 def _child(
+    *,
     program: Path,
     arguments: Sequence[str],
     environ: Mapping[str, str],

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 
 import pytest
+
 from tests.support.otlp_receiver import OtlpReceiver
 from tests.unit.exporters.support import Messages
 

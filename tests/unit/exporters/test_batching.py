@@ -7,11 +7,11 @@ import time
 from collections.abc import Sequence
 
 import pytest
-from tests.unit.exporters.support import QUICK, RESOURCE, Messages, server_span, span, wait_until
 
 from spanweld.exporters.batching import Backoff, BatchWorker, Outcome, exportable
 from spanweld.model import Origin
 from spanweld.settings import BatchSettings
+from tests.unit.exporters.support import QUICK, RESOURCE, Messages, server_span, span, wait_until
 
 
 class Handle:

@@ -10,7 +10,6 @@ import threading
 from collections.abc import Sequence
 
 import pytest
-from tests.unit.exporters.support import RESOURCE, Messages, server_span, span, wait_until
 
 from spanweld.exporters import console as console_module
 from spanweld.exporters.console import (
@@ -22,6 +21,7 @@ from spanweld.exporters.console import (
     ConsoleExporter,
 )
 from spanweld.model import Origin, Span, SpanKind, StatusCode
+from tests.unit.exporters.support import RESOURCE, Messages, server_span, span, wait_until
 
 EXAMPLE = """\
 HTTP POST /api/users (auto)                      12.4 ms   201

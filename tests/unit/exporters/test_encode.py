@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from tests.support.otlp_receiver import ReceivedLink, ReceivedSpan, received_spans
-from tests.unit.exporters.support import RESOURCE, SERVER_ATTRIBUTES, START_NS, TRACE_ID, server_span, span
 
 from spanweld import __version__
 from spanweld.exporters.encode import Encoder
@@ -20,6 +18,8 @@ from spanweld.model import (
     StatusCode,
     TraceId,
 )
+from tests.support.otlp_receiver import ReceivedLink, ReceivedSpan, received_spans
+from tests.unit.exporters.support import RESOURCE, SERVER_ATTRIBUTES, START_NS, TRACE_ID, server_span, span
 
 
 def decoded(*items: tuple[Resource, Span], encoder: Encoder | None = None) -> list[ReceivedSpan]:

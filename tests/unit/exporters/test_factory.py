@@ -7,8 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.support.otlp_receiver import OtlpReceiver
-from tests.unit.exporters.support import RESOURCE, Messages, server_span, span
 
 from spanweld.errors import UsageError
 from spanweld.exporters import ExportCounts, Exporter, make_exporters
@@ -17,6 +15,8 @@ from spanweld.exporters.jsonfile import JsonFileExporter
 from spanweld.exporters.otlp import OtlpExporter
 from spanweld.model import Origin
 from spanweld.settings import OtlpProtocol, OtlpSettings, Settings
+from tests.support.otlp_receiver import OtlpReceiver
+from tests.unit.exporters.support import RESOURCE, Messages, server_span, span
 
 
 def close(exporters: list[Exporter]) -> None:

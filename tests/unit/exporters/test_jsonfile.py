@@ -12,16 +12,6 @@ from typing import Any
 import pytest
 from google.protobuf import json_format
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from tests.unit.exporters.support import (
-    RESOURCE,
-    SERVER_ATTRIBUTES,
-    SOON,
-    START_NS,
-    Messages,
-    server_span,
-    span,
-    wait_until,
-)
 
 from spanweld import __version__
 from spanweld.errors import UsageError
@@ -39,6 +29,16 @@ from spanweld.model import (
     TraceId,
 )
 from spanweld.settings import BatchSettings
+from tests.unit.exporters.support import (
+    RESOURCE,
+    SERVER_ATTRIBUTES,
+    SOON,
+    START_NS,
+    Messages,
+    server_span,
+    span,
+    wait_until,
+)
 
 
 def lines_of(path: Path) -> list[dict[str, Any]]:

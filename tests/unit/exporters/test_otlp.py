@@ -11,6 +11,12 @@ from pathlib import Path
 
 import grpc
 import pytest
+
+from spanweld.errors import UsageError
+from spanweld.exporters.otlp import OtlpExporter
+from spanweld.exporters.otlp_grpc import grpc_target
+from spanweld.model import Origin
+from spanweld.settings import BatchSettings, OtlpProtocol, OtlpSettings
 from tests.support.otlp_receiver import UNAVAILABLE, Answer, OtlpReceiver, TlsFiles
 from tests.unit.exporters.support import (
     QUICK,
@@ -22,12 +28,6 @@ from tests.unit.exporters.support import (
     span,
     wait_until,
 )
-
-from spanweld.errors import UsageError
-from spanweld.exporters.otlp import OtlpExporter
-from spanweld.exporters.otlp_grpc import grpc_target
-from spanweld.model import Origin
-from spanweld.settings import BatchSettings, OtlpProtocol, OtlpSettings
 
 HTTP = OtlpProtocol.HTTP_PROTOBUF
 GRPC = OtlpProtocol.GRPC
