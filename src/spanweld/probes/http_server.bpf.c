@@ -5,7 +5,7 @@
  * Bytes are looked at when the system call returns: they are resident then and their count is
  * known. A connection is known by its socket, not by its descriptor, so a duplicate is the same
  * connection and a reused number is another. Tracepoint programs are not preempted, but two
- * threads can be in one connection: `busy` tells.
+ * threads can come to one connection at once: `busy` lets one in.
  */
 #include "maps.bpf.h"
 #include "http_server.h"
@@ -54,6 +54,14 @@ struct direction {
 	__u16 status;
 	__u16 pad;
 	char line[LINE_MAX + LINE_STEP];
+};
+
+/* connection.busy: who comes while BUSY is set leaves word for the thread that set it, and goes. */
+enum {
+	BUSY = 1,
+	MISSED_IN = 2,
+	MISSED_OUT = 4,
+	CLOSED = 8,
 };
 
 struct connection {
@@ -820,6 +828,57 @@ static __always_inline void line_done(struct scan *s, struct direction *d)
 		make_opaque(c, s->is_out, -result);
 }
 
+static long drop_queued(__u32 index, void *context)
+{
+	struct queue_key *key = context;
+
+	(void)index;
+	bpf_map_delete_elem(&queued_requests, key);
+	key->number++;
+	return 0;
+}
+
+/* All that is open on a connection ends, and it is forgotten. */
+GLOBAL int end_connection(struct connection *c, struct connection_key *key)
+{
+	struct queue_key queued = {};
+
+	if (!c || !key)
+		return 0;
+	/* A response that lasts until the close is complete now. */
+	finish(c, c->out.status, c->out.state == BODY_UNTIL_CLOSE ? END_RESPONSE : END_CLOSED);
+	queued.connection = *key;
+	if (c->queue_head != c->queue_tail) {
+		queued.number = c->queue_head;
+		bpf_loop(QUEUE_MAX, drop_queued, &queued, 0);
+	}
+	bpf_map_delete_elem(&connections, &queued.connection);
+	return 0;
+}
+
+static __always_inline bool enter_connection(struct connection *c, bool is_out)
+{
+	if (!(__sync_fetch_and_or(&c->busy, BUSY) & BUSY))
+		return true;
+	__sync_fetch_and_or(&c->busy, is_out ? MISSED_OUT : MISSED_IN);
+	return false;
+}
+
+/* Bytes went by that nobody looked at: that way cannot be followed any more. */
+GLOBAL int heed_missed(struct connection *c)
+{
+	if (c && c->busy & (MISSED_IN | MISSED_OUT))
+		make_opaque(c, c->busy & MISSED_OUT, OPAQUE_BUSY);
+	return 0;
+}
+
+static __always_inline void leave_connection(struct connection *c, struct connection_key *key)
+{
+	heed_missed(c);
+	if (__sync_fetch_and_and(&c->busy, ~BUSY) & CLOSED)
+		end_connection(c, key);
+}
+
 /* Index of the first '\n' in LINE_STEP bytes, or LINE_STEP. */
 static __always_inline __u32 find_newline(const char *text)
 {
@@ -1062,11 +1121,9 @@ static __always_inline int traffic(__s32 fd, __u64 base, __u64 vector, __s64 len
 	}
 	if ((is_out ? c->out.state : c->in.state) == OPAQUE)
 		return 0;
-	if (__sync_val_compare_and_swap(&c->busy, 0, 1)) {
-		c->in.state = OPAQUE;
-		count(COUNT_CONNECTION_BUSY);
+	if (!enter_connection(c, is_out))
 		return 0;
-	}
+	heed_missed(c);
 	scan.connection = c;
 	scan.key = &key;
 	scan.target = target;
@@ -1084,7 +1141,7 @@ static __always_inline int traffic(__s32 fd, __u64 base, __u64 vector, __s64 len
 		if (d->state != OPAQUE && d->state != BODY_UNTIL_CLOSE)
 			make_opaque(c, is_out, OPAQUE_SCAN_LIMIT);
 	}
-	c->busy = 0;
+	leave_connection(c, &key);
 	return 0;
 }
 
@@ -1216,25 +1273,27 @@ int http_sendfile(struct syscall_exit *ctx)
 	c = bpf_map_lookup_elem(&connections, &key);
 	if (!c || c->out.state == OPAQUE || c->out.state == BODY_UNTIL_CLOSE)
 		return 0;
-	if ((c->out.state != BODY_COUNTED && c->out.state != CHUNK_DATA) ||
-	    (__u64)ctx->ret > c->out.body_left) {
-		make_opaque(c, true, OPAQUE_FRAMING);
+	if (!enter_connection(c, true))
 		return 0;
-	}
-	c->out.body_left -= ctx->ret;
-	if (c->out.body_left)
-		return 0;
+	heed_missed(c);
 	scan.connection = c;
 	scan.key = &key;
 	scan.target = target;
 	scan.pid = key.pid;
 	scan.is_out = true;
-	if (c->out.state == CHUNK_DATA) {
-		c->out.state = CHUNK_SIZE;
-		c->out.line_length = 0;
+	if ((c->out.state != BODY_COUNTED && c->out.state != CHUNK_DATA) ||
+	    (__u64)ctx->ret > c->out.body_left) {
+		make_opaque(c, true, OPAQUE_FRAMING);
 	} else {
-		response_done(&scan);
+		c->out.body_left -= ctx->ret;
+		if (!c->out.body_left && c->out.state == CHUNK_DATA) {
+			c->out.state = CHUNK_SIZE;
+			c->out.line_length = 0;
+		} else if (!c->out.body_left) {
+			response_done(&scan);
+		}
 	}
+	leave_connection(c, &key);
 	return 0;
 }
 
@@ -1263,36 +1322,23 @@ int http_accept(struct syscall_exit *ctx)
 	return accepted(ctx);
 }
 
-static long drop_queued(__u32 index, void *context)
-{
-	struct queue_key *key = context;
-
-	(void)index;
-	bpf_map_delete_elem(&queued_requests, key);
-	key->number++;
-	return 0;
-}
-
 /* A descriptor goes; with the last one of a connection, all that is open on it ends. */
 static __always_inline int closed(__s32 fd)
 {
-	struct queue_key key = {};
+	struct connection_key key = {};
 	struct connection *c;
 
-	if (!current_target(&key.connection.pid) || !socket_of(fd, &key.connection))
+	if (!current_target(&key.pid) || !socket_of(fd, &key))
 		return 0;
-	c = bpf_map_lookup_elem(&connections, &key.connection);
+	c = bpf_map_lookup_elem(&connections, &key);
 	if (!c)
 		return 0;
 	if (__sync_fetch_and_add(&c->references, -1) > 1)
 		return 0;
-	/* A response that lasts until the close is complete now. */
-	finish(c, c->out.status, c->out.state == BODY_UNTIL_CLOSE ? END_RESPONSE : END_CLOSED);
-	if (c->queue_head != c->queue_tail) {
-		key.number = c->queue_head;
-		bpf_loop(QUEUE_MAX, drop_queued, &key, 0);
-	}
-	bpf_map_delete_elem(&connections, &key.connection);
+	if (__sync_fetch_and_or(&c->busy, CLOSED) & BUSY)
+		return 0;
+	heed_missed(c);
+	end_connection(c, &key);
 	return 0;
 }
 
@@ -1315,6 +1361,7 @@ int http_shutdown(struct syscall_enter *ctx)
 	c = bpf_map_lookup_elem(&connections, &key);
 	if (!c || c->out.state == OPAQUE)
 		return 0;
+	heed_missed(c);
 	if (c->out.state == BODY_UNTIL_CLOSE)
 		finish(c, c->out.status, END_RESPONSE);
 	else
