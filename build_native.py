@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -70,12 +71,12 @@ def _compile_bpf(root: Path) -> None:
         return
     output.parent.mkdir(parents=True, exist_ok=True)
     # One object of all probes: they share maps, and one load serves every target.
-    unity = output.with_name("spanweld.bpf.c")
-    unity.write_text(
-        "".join(f'#include "{program.name}"\n' for program in programs)
-        + 'char LICENSE[] SEC("license") = "Dual BSD/GPL";\n'
-    )
-    subprocess.run(bpf_command(root, find_clang(), unity, output), check=True)
+    text = "".join(f'#include "{program.name}"\n' for program in programs)
+    text += 'char LICENSE[] SEC("license") = "Dual BSD/GPL";\n'
+    with tempfile.TemporaryDirectory() as folder:
+        unity = Path(folder) / "spanweld.bpf.c"
+        unity.write_text(text)
+        subprocess.run(bpf_command(root, find_clang(), unity, output), check=True)
 
 
 def _compile_tracer(root: Path) -> None:
