@@ -1196,7 +1196,7 @@ static __always_inline int message_traffic(struct syscall_exit *ctx, bool is_out
 		return 0;
 	/* struct user_msghdr: msg_iov is at 16 */
 	if (bpf_probe_read_user(&vector, sizeof(vector), (void *)(regs->si + 16)))
-		return 0;
+		vector = 0; /* a read fault, for the connection to say */
 	return traffic(regs->di, 0, vector, ctx->ret, is_out);
 }
 
