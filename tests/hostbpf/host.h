@@ -1,0 +1,203 @@
+/*
+ * A model of what the kernel gives to BPF programs and of the target that they watch, small enough
+ * to be controlled whole: maps, target memory, threads, descriptors, clock, and each failure.
+ *
+ * Included by the tests, with the C library, and by programs.c, with the kernel's types instead.
+ */
+#ifndef HOSTBPF_HOST_H
+#define HOSTBPF_HOST_H
+
+#ifndef __VMLINUX_H__
+#include <linux/types.h>
+#include <stdbool.h>
+#include <stddef.h>
+#else
+typedef __SIZE_TYPE__ size_t;
+#endif
+
+/* ---- what is under control; all zero after host_reset(), but for `now` and `random` */
+
+struct host {
+	__u64 now; /* CLOCK_MONOTONIC; each look at it adds 1 */
+	__u64 random; /* state of the generator */
+	__u64 ring_fill; /* what bpf_ringbuf_query answers */
+
+	/* Which call fails, counted from 1 since host_reset(); 0: none. */
+	__u64 fail_read_user;
+	__u64 fail_read_kernel;
+	__u64 fail_update;
+	__u64 fail_ring;
+	bool fail_every_ring;
+	bool fail_signal;
+	bool fail_write_user;
+
+	/* As if another thread had unmapped it just now: what of a transfer cannot be read. */
+	enum { UNMAP_NOTHING, UNMAP_BUFFERS, UNMAP_VECTOR, UNMAP_MESSAGE } unmap;
+
+	/* How many calls there were. */
+	__u64 reads_user;
+	__u64 reads_kernel;
+	__u64 updates;
+	__u64 rings;
+	__u64 ring_wakeups; /* of them, with BPF_RB_FORCE_WAKEUP */
+	__u64 signals;
+	__u32 last_signal;
+	__u64 steps; /* of bpf_loop */
+
+	/* Runs instead of the read of target memory number `hook_at`, just before it. */
+	void (*hook)(void);
+	__u64 hook_at;
+};
+
+extern struct host host;
+
+/* A kernel without anything in it; the memory of whatever was there before is freed. */
+void host_reset(void);
+
+/* ---- maps, by the name of their variable */
+
+void host_map_add(const char *name, void *address, __u32 type, __u32 max_entries, __u32 key_size,
+		  __u32 value_size);
+void host_map_limit(const char *name, __u32 max_entries);
+__u32 host_map_count(const char *name);
+void *host_map_lookup(const char *name, const void *key);
+void host_map_update(const char *name, const void *key, const void *value);
+void host_map_delete(const char *name, const void *key);
+__u64 host_count(__u32 cause); /* of the map `counters` */
+
+/* Makes a process a target: its entry in `targets` and its own map of spans in progress. */
+struct target;
+struct target *host_target(__u32 pid, const struct target *target);
+
+struct active_spans;
+struct span_bucket;
+struct span_bucket *host_bucket(__u32 pid, __u64 key);
+__u32 host_live_slots(__u32 pid);
+__u32 host_live_frames(__u32 pid);
+bool host_is_active(__u32 pid, __u64 key, struct active_spans *found);
+
+/* Sets a `const volatile` setting of the programs, as libbpf does before it loads them. */
+void host_set_constant(const volatile void *address, const void *value, size_t size);
+
+/* ---- memory of the target: what is not registered faults */
+
+void host_map_memory(const void *address, size_t size);
+void host_unmap_memory(const void *address);
+
+/* ---- events that went through the ring buffer */
+
+struct host_event {
+	__u32 size;
+	const void *bytes;
+};
+
+__u32 host_events(void);
+struct host_event host_event(__u32 index);
+void host_forget_events(void);
+
+/* ---- threads of the target */
+
+/* Makes this the running thread; it is made when first named. */
+void host_thread(__u32 pid, __u32 tid);
+__u32 host_pid(void);
+/* tokio's current task id in the running thread's thread-local; HOST_TOKIO_OFFSET is where. */
+#define HOST_TOKIO_OFFSET 8
+void host_tokio_task(__u64 id);
+void host_thread_local_readable(bool readable);
+void host_block_signal(unsigned number);
+void host_traced_by(__u32 tracer); /* 0: by nobody */
+
+/* ---- its system calls: the model does what the kernel does, then runs the program */
+
+#define FAMILY_UNIX 1
+#define FAMILY_INET 2
+#define FAMILY_INET6 10
+
+enum host_call {
+	CALL_READ,
+	CALL_RECVFROM,
+	CALL_READV,
+	CALL_RECVMSG,
+	CALL_WRITE,
+	CALL_SENDTO,
+	CALL_WRITEV,
+	CALL_SENDMSG,
+	CALL_MAX,
+};
+#define CALLS_IN 4 /* the first of them */
+#define FLAG_PEEK 2
+
+struct host_piece {
+	const void *base;
+	size_t size;
+};
+
+/* What a new socket is. */
+struct host_socket {
+	__u16 family;
+	__u16 type;
+	__u16 local_port;
+	__u16 peer_port;
+	__u8 local[16];
+	__u8 peer[16];
+};
+
+extern const struct host_socket host_tcp; /* 127.0.0.1:8080 from 10.0.0.7:40000 */
+
+/* A descriptor that is no news to the programs: open before they came, or made by socket(2). */
+void host_open(int fd, const struct host_socket *socket);
+void host_open_file(int fd);
+/* The next socket gets the address of the last one that was freed, and a new inode number. */
+void host_reuse_address(void);
+bool host_is_open(int fd);
+
+void sys_accept(int fd, const struct host_socket *socket);
+void sys_accept_old(int fd, const struct host_socket *socket); /* accept(2) */
+void sys_close(int fd);
+void sys_shutdown(int fd, int how);
+void sys_dup(int fd, int to);
+void sys_dup2(int fd, int to);
+void sys_dup3(int fd, int to);
+void sys_fcntl_dup(int fd, int to, bool close_on_exec);
+void sys_fcntl_getfl(int fd);
+void sys_sendfile(int fd, long size);
+void sys_epoll_wait(int number); /* 0: epoll_wait, 1: epoll_pwait, 2: epoll_pwait2 */
+void sys_thread_exit(void);
+
+/*
+ * `result` bytes of the pieces were transferred; < 0: all of them. Flat calls take one piece. What
+ * the pieces hold is readable to the programs for the call's time, and nothing else is.
+ */
+void sys_transfer(enum host_call call, int fd, const struct host_piece *pieces, size_t nr, long result, int flags);
+
+/* ---- its probed functions */
+
+struct host_registers {
+	__u64 ax, dx, cx, si, di, sp, ip;
+};
+
+enum host_probe {
+	PROBE_NEW_TRACE_ID,
+	PROBE_NEW_TRACE_ID_RETURNS,
+	PROBE_NEW_SPAN_ID_RETURNS,
+	PROBE_BUILD_RECORDING_SPAN,
+	PROBE_ENSURE_ENDED,
+};
+
+void host_probe(enum host_probe probe, const struct host_registers *registers);
+
+/* The programs' settings. */
+void host_exclude_path(unsigned index, const char *path, bool prefix);
+void host_kernel_writes(bool allowed);
+
+/* ---- between host.c and programs.c */
+
+void host_register_maps(void);
+void host_reset_kernel(void);
+void host_enter(void);
+void host_leave(void);
+void *host_allocate(size_t size);
+void host_free(void *memory);
+void host_fail(const char *what) __attribute__((noreturn));
+
+#endif

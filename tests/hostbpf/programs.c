@@ -1,0 +1,490 @@
+/*
+ * The BPF programs, compiled for the host as they are, and what they see of the kernel: threads,
+ * descriptors, sockets. The C library's headers stay out, for they name the same things as
+ * kernel_types.bpf.h. See host.h.
+ */
+
+/* The programs read words at any address; on the host this is said so that UBSan agrees. */
+static inline unsigned long long host_load64(const void *from)
+{
+	unsigned long long word;
+
+	__builtin_memcpy(&word, from, sizeof(word));
+	return word;
+}
+
+#define load64(pointer) host_load64(pointer)
+
+#include "http_server.bpf.c"
+#include "otel_sdk.bpf.c"
+
+#include "host.h"
+
+/* ---- maps: one line each, as declared in the programs */
+
+#define ELEMENTS(pointer) (sizeof(*(pointer)) / sizeof(int))
+#define MAP(map)                                                                                                  \
+	host_map_add(#map, &map, ELEMENTS(map.type), ELEMENTS(map.max_entries), sizeof(*map.key),                 \
+		     sizeof(*map.value))
+
+void host_register_maps(void)
+{
+	MAP(targets);
+	MAP(counters);
+	MAP(connections);
+	MAP(queued_requests);
+	MAP(listening);
+	MAP(root_starts);
+	MAP(manual_spans);
+	MAP(stop_requests);
+	host_map_add("events", &events, ELEMENTS(events.type), ELEMENTS(events.max_entries), 0, 0);
+	host_map_add("spans_in_progress", &spans_in_progress, ELEMENTS(spans_in_progress.type),
+		     ELEMENTS(spans_in_progress.max_entries), sizeof(__u32), sizeof(void *));
+}
+
+/* ---- threads and descriptors */
+
+#define PROCESSES_MAX 4
+#define THREADS_MAX 16
+#define DESCRIPTORS_MAX 64
+
+/* An open file and what hangs on it, until its last descriptor is closed. */
+struct open_file {
+	struct file file;
+	struct inode inode;
+	struct socket socket;
+	struct sock *sock;
+	int descriptors;
+};
+
+struct process {
+	__u32 pid;
+	struct fdtable table;
+	struct files_struct files;
+	struct file *descriptors[DESCRIPTORS_MAX];
+};
+
+struct thread {
+	struct task_struct task;
+	struct task_struct parent;
+	struct pt_regs registers;
+	__u64 thread_local[4];
+	bool readable;
+};
+
+static struct process processes[PROCESSES_MAX];
+static struct thread threads[THREADS_MAX];
+static int nr_processes, nr_threads;
+static struct thread *running;
+static unsigned long next_inode;
+static struct sock *sock_to_reuse;
+static bool reuse;
+
+const struct host_socket host_tcp = {
+	.family = AF_INET,
+	.type = SOCK_STREAM,
+	.local_port = 8080,
+	.peer_port = 40000,
+	.local = {127, 0, 0, 1},
+	.peer = {10, 0, 0, 7},
+};
+
+void host_reset_kernel(void)
+{
+	static const struct excluded_path none[EXCLUDED_MAX];
+
+	if (excluded_paths[0].mask[0])
+		host_set_constant(excluded_paths, none, sizeof(none));
+	if (kernel_writes)
+		host_kernel_writes(false);
+	__builtin_memset(processes, 0, sizeof(processes));
+	__builtin_memset(threads, 0, sizeof(threads));
+	nr_processes = nr_threads = 0;
+	running = NULL;
+	next_inode = 1000;
+	sock_to_reuse = NULL;
+	reuse = false;
+}
+
+static struct process *process_of(__u32 pid)
+{
+	struct process *process;
+
+	for (int i = 0; i < nr_processes; i++)
+		if (processes[i].pid == pid)
+			return &processes[i];
+	if (nr_processes == PROCESSES_MAX)
+		host_fail("too many processes");
+	process = &processes[nr_processes++];
+	process->pid = pid;
+	process->table.max_fds = DESCRIPTORS_MAX;
+	process->table.fd = process->descriptors;
+	process->files.fdt = &process->table;
+	return process;
+}
+
+void host_thread(__u32 pid, __u32 tid)
+{
+	for (int i = 0; i < nr_threads; i++) {
+		running = &threads[i];
+		if (running->task.pid == (int)tid && running->task.tgid == (int)pid)
+			return;
+	}
+	if (nr_threads == THREADS_MAX)
+		host_fail("too many threads");
+	running = &threads[nr_threads++];
+	running->task.pid = tid;
+	running->task.tgid = pid;
+	running->task.files = &process_of(pid)->files;
+	running->task.parent = &running->parent;
+	running->task.thread.fsbase = (unsigned long)running->thread_local;
+	host_thread_local_readable(true);
+}
+
+__u32 host_pid(void)
+{
+	return running->task.tgid;
+}
+
+void host_tokio_task(__u64 id)
+{
+	running->thread_local[HOST_TOKIO_OFFSET / 8] = id;
+}
+
+void host_thread_local_readable(bool readable)
+{
+	if (readable && !running->readable)
+		host_map_memory(running->thread_local, sizeof(running->thread_local));
+	if (!readable && running->readable)
+		host_unmap_memory(running->thread_local);
+	running->readable = readable;
+}
+
+void host_block_signal(unsigned number)
+{
+	running->task.blocked.sig[0] |= 1UL << (number - 1);
+}
+
+void host_traced_by(__u32 tracer)
+{
+	running->task.ptrace = tracer != 0;
+	running->parent.tgid = tracer;
+}
+
+unsigned long long bpf_get_current_pid_tgid(void)
+{
+	return (__u64)(__u32)running->task.tgid << 32 | (__u32)running->task.pid;
+}
+
+unsigned long long bpf_get_current_task(void)
+{
+	return (__u64)&running->task;
+}
+
+struct task_struct *bpf_get_current_task_btf(void)
+{
+	return &running->task;
+}
+
+long bpf_task_pt_regs(struct task_struct *task)
+{
+	return (long)&((struct thread *)task)->registers;
+}
+
+static struct file **descriptor(int fd)
+{
+	if (fd < 0 || fd >= DESCRIPTORS_MAX)
+		host_fail("descriptor out of the model's range");
+	return &process_of(host_pid())->descriptors[fd];
+}
+
+bool host_is_open(int fd)
+{
+	return *descriptor(fd) != NULL;
+}
+
+static struct open_file *new_file(int fd, unsigned short mode)
+{
+	struct open_file *file = host_allocate(sizeof(*file));
+
+	if (*descriptor(fd))
+		host_fail("descriptor in use");
+	file->file.f_inode = &file->inode;
+	file->inode.i_mode = mode;
+	file->inode.i_ino = next_inode++;
+	file->descriptors = 1;
+	*descriptor(fd) = &file->file;
+	return file;
+}
+
+void host_open_file(int fd)
+{
+	new_file(fd, 0100644);
+}
+
+void host_reuse_address(void)
+{
+	reuse = true;
+}
+
+void host_open(int fd, const struct host_socket *socket)
+{
+	struct open_file *file = new_file(fd, S_IFSOCK | 0777);
+	struct sock_common *common;
+
+	if (reuse && sock_to_reuse) {
+		file->sock = sock_to_reuse;
+		sock_to_reuse = NULL;
+		reuse = false;
+	} else {
+		file->sock = host_allocate(sizeof(*file->sock));
+	}
+	file->file.private_data = &file->socket;
+	file->socket.sk = file->sock;
+	file->sock->sk_type = socket->type;
+	common = &file->sock->__sk_common;
+	common->skc_family = socket->family;
+	common->skc_num = socket->local_port;
+	common->skc_dport = __builtin_bswap16(socket->peer_port);
+	if (socket->family == AF_INET) {
+		__builtin_memcpy(&common->skc_rcv_saddr, socket->local, 4);
+		__builtin_memcpy(&common->skc_daddr, socket->peer, 4);
+	} else if (socket->family == AF_INET6) {
+		__builtin_memcpy(&common->skc_v6_rcv_saddr, socket->local, 16);
+		__builtin_memcpy(&common->skc_v6_daddr, socket->peer, 16);
+	}
+}
+
+static void let_go(int fd)
+{
+	struct open_file *file = (struct open_file *)*descriptor(fd);
+
+	*descriptor(fd) = NULL;
+	if (!file || --file->descriptors)
+		return;
+	sock_to_reuse = file->sock;
+	host_free(file);
+}
+
+static void take(int fd, int to)
+{
+	struct open_file *file = (struct open_file *)*descriptor(fd);
+
+	if (*descriptor(to))
+		host_fail("descriptor in use");
+	*descriptor(to) = &file->file;
+	file->descriptors++;
+}
+
+/* ---- system calls */
+
+static void arguments(__u64 first, __u64 second, __u64 third, __u64 fourth)
+{
+	/* What an earlier call left in the other registers is there in a real one, too. */
+	__builtin_memset(&running->registers, 0xa5, sizeof(running->registers));
+	running->registers.di = first;
+	running->registers.si = second;
+	running->registers.dx = third;
+	running->registers.r10 = fourth;
+}
+
+static void enter(int (*program)(struct syscall_enter *), __u64 first, __u64 second)
+{
+	struct syscall_enter context = {.args = {first, second}};
+
+	host_enter();
+	program(&context);
+	host_leave();
+}
+
+static void leave(int (*program)(struct syscall_exit *), __s64 result)
+{
+	struct syscall_exit context = {.ret = result};
+
+	host_enter();
+	program(&context);
+	host_leave();
+}
+
+void sys_accept(int fd, const struct host_socket *socket)
+{
+	host_open(fd, socket);
+	arguments(3, 0, 0, 0);
+	leave(http_accept4, fd);
+}
+
+void sys_accept_old(int fd, const struct host_socket *socket)
+{
+	host_open(fd, socket);
+	arguments(3, 0, 0, 0);
+	leave(http_accept, fd);
+}
+
+void sys_close(int fd)
+{
+	arguments(fd, 0, 0, 0);
+	enter(http_close, fd, 0);
+	if (host_is_open(fd))
+		let_go(fd);
+}
+
+void sys_shutdown(int fd, int how)
+{
+	arguments(fd, how, 0, 0);
+	enter(http_shutdown, fd, how);
+}
+
+void sys_dup(int fd, int to)
+{
+	arguments(fd, 0, 0, 0);
+	if (host_is_open(fd))
+		take(fd, to);
+	leave(http_dup, host_is_open(fd) ? to : -9);
+}
+
+static void duplicate_over(int (*on_entry)(struct syscall_enter *), int (*on_exit)(struct syscall_exit *), int fd,
+			   int to, bool same_is_error)
+{
+	__s64 result = host_is_open(fd) ? to : -9;
+
+	if (fd == to && same_is_error)
+		result = -22;
+	arguments(fd, to, 0, 0);
+	enter(on_entry, fd, to);
+	if (result >= 0 && fd != to) {
+		let_go(to);
+		take(fd, to);
+	}
+	leave(on_exit, result);
+}
+
+void sys_dup2(int fd, int to)
+{
+	duplicate_over(http_dup2_over, http_dup2, fd, to, false);
+}
+
+void sys_dup3(int fd, int to)
+{
+	duplicate_over(http_dup3_over, http_dup3, fd, to, true);
+}
+
+void sys_fcntl_dup(int fd, int to, bool close_on_exec)
+{
+	arguments(fd, close_on_exec ? F_DUPFD_CLOEXEC : F_DUPFD, 0, 0);
+	if (host_is_open(fd))
+		take(fd, to);
+	leave(http_fcntl, host_is_open(fd) ? to : -9);
+}
+
+/* A command whose result could be taken for a descriptor. */
+void sys_fcntl_getfl(int fd)
+{
+	arguments(fd, 3, 0, 0);
+	leave(http_fcntl, fd);
+}
+
+void sys_sendfile(int fd, long size)
+{
+	arguments(fd, 60, 0, size);
+	leave(http_sendfile, size);
+}
+
+void sys_epoll_wait(int number)
+{
+	enter(number == 0 ? http_epoll_wait : number == 1 ? http_epoll_pwait : http_epoll_pwait2, 4, 0);
+}
+
+void sys_thread_exit(void)
+{
+	host_enter();
+	http_thread_exit(NULL);
+	host_leave();
+}
+
+void sys_transfer(enum host_call call, int fd, const struct host_piece *pieces, size_t nr, long result, int flags)
+{
+	static int (*const programs[CALL_MAX])(struct syscall_exit *) = {
+		[CALL_READ] = http_read,       [CALL_RECVFROM] = http_recvfrom, [CALL_READV] = http_readv,
+		[CALL_RECVMSG] = http_recvmsg, [CALL_WRITE] = http_write,	[CALL_SENDTO] = http_sendto,
+		[CALL_WRITEV] = http_writev,   [CALL_SENDMSG] = http_sendmsg,
+	};
+	struct user_msghdr {
+		__u64 name, name_length, iov, nr_iov, control, control_length, flags;
+	} message = {.iov = (__u64)pieces, .nr_iov = nr};
+	bool flat = call == CALL_READ || call == CALL_RECVFROM || call == CALL_WRITE || call == CALL_SENDTO;
+	bool with_message = call == CALL_RECVMSG || call == CALL_SENDMSG;
+	int unmap = host.unmap;
+	long all = 0;
+
+	_Static_assert(sizeof(struct host_piece) == 16, "it is a struct iovec");
+	if (flat && nr != 1)
+		host_fail("a flat call takes one piece");
+	for (size_t i = 0; i < nr; i++) {
+		if (pieces[i].size)
+			host_map_memory(pieces[i].base, unmap == UNMAP_BUFFERS ? 0 : pieces[i].size);
+		all += pieces[i].size;
+	}
+	host_map_memory(pieces, unmap == UNMAP_VECTOR ? 0 : nr * sizeof(*pieces));
+	host_map_memory(&message, unmap == UNMAP_MESSAGE ? 0 : sizeof(message));
+	if (flat)
+		arguments(fd, (__u64)pieces->base, pieces->size, flags);
+	else
+		arguments(fd, with_message ? (__u64)&message : (__u64)pieces, with_message ? (__u64)flags : nr, 0);
+	leave(programs[call], result < 0 ? all : result);
+	host_unmap_memory(&message);
+	host_unmap_memory(pieces);
+	for (size_t i = 0; i < nr; i++)
+		if (pieces[i].size)
+			host_unmap_memory(pieces[i].base);
+}
+
+/* ---- probes */
+
+void host_probe(enum host_probe probe, const struct host_registers *registers)
+{
+	static int (*const programs[])(struct pt_regs *) = {
+		[PROBE_NEW_TRACE_ID] = otel_new_trace_id,
+		[PROBE_NEW_TRACE_ID_RETURNS] = otel_new_trace_id_returns,
+		[PROBE_NEW_SPAN_ID_RETURNS] = otel_new_span_id_returns,
+		[PROBE_BUILD_RECORDING_SPAN] = otel_build_recording_span,
+		[PROBE_ENSURE_ENDED] = otel_ensure_ended_and_exported,
+	};
+	struct pt_regs context;
+
+	__builtin_memset(&context, 0xa5, sizeof(context));
+	context.ax = registers->ax;
+	context.dx = registers->dx;
+	context.cx = registers->cx;
+	context.si = registers->si;
+	context.di = registers->di;
+	context.sp = registers->sp;
+	context.ip = registers->ip;
+	host_enter();
+	programs[probe](&context);
+	host_leave();
+}
+
+/* ---- settings */
+
+void host_exclude_path(unsigned index, const char *path, bool prefix)
+{
+	struct excluded_path excluded = {};
+	__u8 *pattern = (__u8 *)excluded.pattern, *mask = (__u8 *)excluded.mask;
+	unsigned i = 0;
+
+	for (; path[i]; i++) {
+		if (i == EXCLUDED_LENGTH)
+			host_fail("path too long");
+		pattern[i] = path[i];
+		mask[i] = 0xff;
+	}
+	/* Of an exact path, the zero after it counts as well. */
+	if (!prefix && i < EXCLUDED_LENGTH)
+		mask[i] = 0xff;
+	host_set_constant(&excluded_paths[index], &excluded, sizeof(excluded));
+}
+
+void host_kernel_writes(bool allowed)
+{
+	host_set_constant(&kernel_writes, &allowed, sizeof(allowed));
+}

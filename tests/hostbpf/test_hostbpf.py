@@ -1,0 +1,33 @@
+"""The BPF programs, compiled for the host under sanitizers: each TEST() of the C files is a case here."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.hostbpf.build import HERE, MODEL, build, compiler
+
+_TEST = re.compile(r"^(?:TEST|BAD_\w+)\((\w+)[,)]", re.MULTILINE)
+_FILES = sorted(path.name for path in HERE.glob("test_*.c"))
+_TESTS = [
+    pytest.param(name, id=f"{Path(file).stem.removeprefix('test_')}-{name}")
+    for file in _FILES
+    for name in _TEST.findall((HERE / file).read_text())
+]
+
+pytestmark = pytest.mark.skipif(compiler() is None, reason="needs clang")
+
+
+@pytest.fixture(scope="session")
+def tests(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("hostbpf")
+    return build((*MODEL, *_FILES), "address,undefined", folder / "tests")
+
+
+@pytest.mark.parametrize("name", _TESTS)
+def test_programs(tests: Path, name: str) -> None:
+    done = subprocess.run([tests, name], capture_output=True, text=True, timeout=300, check=False)
+    assert not done.returncode, done.stderr
