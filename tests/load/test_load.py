@@ -1,0 +1,96 @@
+"""The BPF object on the kernel at hand: it loads, attaches, and its maps are what the agent expects.
+
+Runs on the host, and by `tests/vm` on other kernels.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from spanweld.agent import BPF_OBJECT, load_programs
+from spanweld.bpf import events
+from spanweld.bpf.host import look_at_host
+from spanweld.bpf.libbpf import BpfObject
+from spanweld.bpf.ring import RingReader
+from spanweld.errors import HostError
+from spanweld.probes import REGISTRY
+from spanweld.probes.declaration import Place
+from spanweld.settings import Settings, WriteMode
+
+pytestmark = pytest.mark.root
+
+
+@pytest.fixture(scope="module")
+def loaded() -> Iterator[BpfObject]:
+    bpf, _ = load_programs(Settings(write=WriteMode.STOP), look_at_host(mount=True))
+    with bpf:
+        yield bpf
+
+
+def test_every_program_belongs_to_a_declared_probe(loaded: BpfObject) -> None:
+    declared = {probe.program for instrumentation in REGISTRY for probe in instrumentation.probes}
+    assert set(loaded.programs()) == declared
+
+
+def test_every_tracepoint_attaches_and_detaches(loaded: BpfObject) -> None:
+    for instrumentation in REGISTRY:
+        for probe in instrumentation.probes:
+            if probe.place is Place.TRACEPOINT:
+                loaded.attach(probe.program).detach()
+
+
+def test_structures_have_the_sizes_of_the_maps(loaded: BpfObject) -> None:
+    assert loaded.map("targets").value_size == events.TARGET.size
+    assert loaded.map("connections").key_size == events.CONNECTION_KEY.size
+    assert loaded.map("listening").key_size == events.LISTENING_KEY.size
+    assert loaded.map("counters").max_entries == events.Counter.MAX
+
+
+def test_a_map_of_a_target_is_made_found_and_gone(loaded: BpfObject) -> None:
+    spans = loaded.create_inner_map("spans_in_progress", "span_bucket")
+    outer = loaded.map("spans_in_progress")
+    key = os.getpid().to_bytes(4, "little")
+    outer.set(key, spans.fd.to_bytes(4, "little"))
+    assert list(outer.keys()) == [key]
+    outer.delete(key)
+    assert list(outer.keys()) == []
+    os.close(spans.fd)
+
+
+def test_an_empty_ring_yields_nothing(loaded: BpfObject) -> None:
+    ring = loaded.map("events")
+    reader = RingReader(ring.fd, ring.max_entries)
+    assert list(reader.drain()) == []
+    reader.close()
+
+
+def test_the_kernel_writer_is_refused_with_a_reason_or_loads() -> None:
+    host = look_at_host(mount=True)
+    if host.lockdown in ("integrity", "confidentiality"):
+        with pytest.raises(HostError) as caught:
+            load_programs(Settings(write=WriteMode.KERNEL), host)
+        assert host.lockdown in caught.value.message
+    else:
+        bpf, choice = load_programs(Settings(write=WriteMode.KERNEL), host)
+        bpf.close()
+        assert choice.mode is WriteMode.KERNEL
+
+
+def test_a_refused_object_is_an_error_that_says_what_the_kernel_said() -> None:
+    # With its largest map beyond every limit, no kernel takes the object.
+    host = look_at_host(mount=True)
+    host.require()
+    bpf, _ = load_programs(Settings(write=WriteMode.OFF), host)
+    library = bpf.library
+    bpf.close()
+    broken = BpfObject(library, BPF_OBJECT)
+    pointer = library.bpf_object__find_map_by_name(broken._object, b"connections")
+    library.bpf_map__set_max_entries(ctypes.c_void_p(pointer), ctypes.c_uint32(0xFFFFFFFF))
+    with broken, pytest.raises(HostError) as caught:
+        broken.load()
+    assert "refused" in caught.value.message
+    assert "connections" in caught.value.remedy
