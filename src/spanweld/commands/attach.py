@@ -13,9 +13,10 @@ from spanweld.commands.options import describe, make_settings, tracing_options
 from spanweld.errors import ImageError, SpanweldError, TargetError, UsageError
 from spanweld.messages import say, say_error
 from spanweld.model import Pid
-from spanweld.process.find import Process, find_by_exe, find_by_pid
+from spanweld.process.find import find_by_exe, find_by_pid
 from spanweld.process.signals import SignalReader
 
+K = TypeVar("K")
 T = TypeVar("T")
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -72,13 +73,13 @@ def attach(
     return 0
 
 
-def each(processes: Iterable[Process], do: Callable[[Process], T]) -> dict[Process, T]:
-    """What ``do`` makes of each process; what fails is said, and raised when nothing succeeds."""
-    done: dict[Process, T] = {}
+def each(things: Iterable[K], do: Callable[[K], T]) -> dict[K, T]:
+    """What ``do`` makes of each thing; what fails is said, and raised when nothing succeeds."""
+    done: dict[K, T] = {}
     failures: list[SpanweldError] = []
-    for process in processes:
+    for thing in things:
         try:
-            done[process] = do(process)
+            done[thing] = do(thing)
         except (ImageError, TargetError) as error:
             failures.append(error)
     last = failures.pop() if failures and not done else None

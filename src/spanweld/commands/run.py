@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
-import sys
+import traceback
 
 import click
 
 from spanweld.agent import Agent, make_plan
 from spanweld.commands.options import describe, make_settings, tracing_options
 from spanweld.messages import say
+from spanweld.model import Pid
 from spanweld.process.launch import Held, exit_code_of, find_program, launch
 from spanweld.process.signals import SignalReader
 from spanweld.process.users import resolve_user, sudo_user
@@ -62,35 +64,58 @@ def run(
     reader = SignalReader(FORWARDED)
     agent = Agent(settings, say)
     held: Held | None = None
-    status: int | None = None
     try:
         choice = agent.open()
         held = launch(program, command, environ, user, reader.blocked_before)
-        pid = held.pid
-        target = agent.add(pid, plan, program, choice, starting=True)
+        target = agent.add(held.pid, plan, program, choice, starting=True)
         held.release()
+        service = Service(held.pid, reader)
         held = None
         say(describe(target))
-
-        def after_each_pass() -> bool:
-            nonlocal status
-            for received in reader.read():
-                # The terminal has sent it to the whole foreground group, the service included.
-                if not received.from_terminal:
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(pid, received.number)
-            if target.ended and status is None:
-                _, status = os.waitpid(pid, 0)
-            return False
-
-        agent.run(after_each_pass, wake=(reader.fileno(),))
+        try:
+            agent.run(service.pass_on_signals, wake=(reader.fileno(),))
+        except Exception:
+            # A fault of ours ends the tracing; the service, whose wrapper this is, goes on.
+            say("an error in spanweld: the service goes on without being traced")
+            traceback.print_exc()
     finally:
         if held is not None:
             held.abandon()
-        agent.close()
-        reader.close()
-    assert status is not None
+        try:
+            agent.close()
+        except Exception:
+            traceback.print_exc()
+    status = service.wait()
+    reader.close()
     if os.WIFSIGNALED(status):
         say(f"the service was ended by {signal.Signals(os.WTERMSIG(status)).name}")
-    sys.stdout.flush()
     return exit_code_of(status)
+
+
+class Service:
+    """The child as its wrapper sees it: signals go to it, its end comes back."""
+
+    def __init__(self, pid: Pid, signals: SignalReader) -> None:
+        self._pid = pid
+        self._signals = signals
+
+    def pass_on_signals(self) -> bool:
+        """Sends what has come on to the service; False, since none of them ends the tracing."""
+        for received in self._signals.read():
+            # What the terminal sent, it has sent to the whole foreground group, the service included.
+            if not received.from_terminal:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(self._pid, received.number)
+        return False
+
+    def wait(self) -> int:
+        """Passes signals on until the service has ended; returns its wait status."""
+        end = os.pidfd_open(self._pid)
+        try:
+            while True:
+                ready, _, _ = select.select([end, self._signals.fileno()], [], [])
+                self.pass_on_signals()
+                if end in ready:
+                    return os.waitpid(self._pid, 0)[1]
+        finally:
+            os.close(end)
