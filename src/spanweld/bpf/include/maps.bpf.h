@@ -185,22 +185,27 @@ static __always_inline struct span_slot *find_slot(__u32 pid, __u64 key)
 static __always_inline void push_span(__u32 pid, __u64 key, struct span_frame *frame)
 {
 	struct span_bucket *bucket = task_bucket(pid, key);
+	bool claimed = false;
 	int slot, result;
 
 	if (!bucket)
 		return;
 	slot = bucket_find(bucket, key);
-	if (slot < 0)
+	if (slot < 0) {
 		slot = bucket_claim(bucket, key);
+		claimed = true;
+	}
 	if (slot < 0) {
 		count(COUNT_TASKS_FULL);
 		return;
 	}
 	result = slot_push(&bucket->slots[slot & (SPANS_BUCKET_SLOTS - 1)], key, frame);
-	if (result == SPANS_OVERFLOW)
-		count(COUNT_STACK_FULL);
-	else if (result == SPANS_BUSY)
-		count(COUNT_SLOT_BUSY);
+	if (!result)
+		return;
+	count(result == SPANS_OVERFLOW ? COUNT_STACK_FULL : COUNT_SLOT_BUSY);
+	/* Nobody else would ever let an empty slot go. */
+	if (claimed)
+		__sync_val_compare_and_swap(&bucket->slots[slot & (SPANS_BUCKET_SLOTS - 1)].key, key, 0);
 }
 
 static __always_inline void end_span(__u32 pid, __u64 key, __u64 span_id)
