@@ -1,0 +1,21 @@
+"""Under load, every manual root has the trace id and the parent of its own request."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.support.exactness import check
+
+pytestmark = [pytest.mark.root]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("profile", "how", "requests"),
+    [("release", "run", 10_000), ("release", "attach", 2_000), ("debug", "run", 2_000)],
+)
+def test_every_root_is_joined_to_its_own_request(profile: str, how: str, requests: int) -> None:
+    result = check(requests=requests, connections=64, profile=profile, how=how, write="stop")
+    assert result.ok, "\n".join((str(result), *result.examples, result.messages))
+    # One line says that it is ready, one (attach) that it detached: nothing was lost or left alone.
+    assert len(result.messages.splitlines()) == (2 if how == "attach" else 1), result.messages
