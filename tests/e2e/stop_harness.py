@@ -100,6 +100,7 @@ class Probe:
             "bpf_object__open_file",
             "bpf_object__find_program_by_name",
             "bpf_program__attach_uprobe",
+            "bpf_program__attach",
         ):
             getattr(self._lib, name).restype = ctypes.c_void_p
         self._image = built.target
@@ -118,6 +119,7 @@ class Probe:
     def attach(self, tracer: int, functions: Sequence[str] = FUNCTIONS) -> None:
         """Probe the functions; ask in threads that ``tracer`` traces."""
         self._set_tracer(tracer)
+        self._links += [self._guard(b"interrupted"), self._guard(b"merged")]
         offsets = function_offsets(self._image)
         for offset in (offsets[name] for name in functions):
             link = self._lib.bpf_program__attach_uprobe(
@@ -126,8 +128,14 @@ class Probe:
             assert link, os.strerror(ctypes.get_errno())
             self._links.append(ctypes.c_void_p(link))
 
+    def _guard(self, name: bytes) -> ctypes.c_void_p:
+        program = ctypes.c_void_p(self._lib.bpf_object__find_program_by_name(self._object, name))
+        link = self._lib.bpf_program__attach(program)
+        assert link, os.strerror(ctypes.get_errno())
+        return ctypes.c_void_p(link)
+
     def detach(self) -> None:
-        """Take all probes off."""
+        """Take all probes off, what was attached last first."""
         while self._links:
             self._lib.bpf_link__destroy(self._links.pop())
 

@@ -1,7 +1,5 @@
 /* The stop writer's tests: asks in the functions of stop_target.c what their arguments say. */
-#define __TARGET_ARCH_x86
-#include <linux/bpf.h>
-#include <linux/types.h>
+#include "../../../src/spanweld/bpf/include/kernel_types.bpf.h"
 
 #include <bpf/bpf_core_read.h>
 #include <bpf/bpf_helpers.h>
@@ -11,27 +9,6 @@
 
 #define SIGURG 23
 
-#pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
-typedef struct {
-	unsigned long sig[1];
-} sigset_t;
-
-struct task_struct {
-	unsigned int ptrace;
-	int tgid;
-	struct task_struct *parent;
-	sigset_t blocked;
-};
-
-struct pt_regs {
-	unsigned long di;
-	unsigned long si;
-	unsigned long dx;
-	unsigned long sp;
-	unsigned long ip;
-};
-#pragma clang attribute pop
-
 /* Key: thread id. Written by the program, deleted by the tracer. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -39,6 +16,8 @@ struct {
 	__type(key, __u32);
 	__type(value, struct stop_request);
 } stop_requests SEC(".maps");
+
+#include "../../../src/spanweld/bpf/include/stop_guard.bpf.h"
 
 /* Key: 0. Value: process id of the tracer. Written by the test. */
 struct {
@@ -109,6 +88,22 @@ int ask(struct pt_regs *regs)
 		return count(STOP_PROBE_NO_SIGNAL);
 	}
 	return count(STOP_PROBE_ASKED);
+}
+
+SEC("raw_tp/sys_exit")
+int interrupted(__u64 *args)
+{
+	__u32 key = 0;
+	__u64 *tgid = bpf_map_lookup_elem(&tracer, &key);
+
+	return tgid ? stop_guard_interrupted(args[1], *tgid) : 0;
+}
+
+/* signal, info, task, whether it is for the process, result */
+SEC("raw_tp/signal_generate")
+int merged(__u64 *args)
+{
+	return stop_guard_merged(args[0], (struct task_struct *)args[2], args[3], args[4]);
 }
 
 char LICENSE[] SEC("license") = "GPL";

@@ -19,7 +19,8 @@ struct stop_write {
 /*
  * One for each stopped thread, in the hash map `stop_requests`, key: __u32 thread id.
  * Written by the program just before it sends SIGURG to its own thread; taken (looked up and
- * deleted) by the tracer when that thread stops.
+ * deleted) by the tracer when that thread stops. One without a write and a return asks for no more
+ * than that the signal be taken back (stop_guard.bpf.h).
  */
 struct stop_request {
 	__u64 sp; /* stack pointer at the probed instruction, before it ran */
@@ -33,9 +34,11 @@ struct stop_request {
 	struct stop_write writes[STOP_WRITES_MAX];
 	__u32 nr_writes;
 	__u32 returns;
+	__u32 merged; /* set by stop_guard_merged(): the thread was sent a SIGURG besides ours */
+	__u32 pad;
 };
 
 _Static_assert(sizeof(struct stop_write) == 24, "stop_write has no hidden padding");
-_Static_assert(sizeof(struct stop_request) == 112, "stop_request has no hidden padding");
+_Static_assert(sizeof(struct stop_request) == 120, "stop_request has no hidden padding");
 
 #endif

@@ -68,8 +68,6 @@ enum exit_code {
 struct thread {
 	struct thread *next;
 	pid_t tid;
-	/* A request was carried out at another signal's stop; its own SIGURG is still to come. */
-	bool sigurg_due;
 	enum { RUNNING, GROUP_STOPPED, CONTINUED } state;
 	bool returns_checked;
 	bool returns_refused;
@@ -196,6 +194,17 @@ static bool take_request(pid_t tid, struct stop_request *request)
 	attr.key = (uintptr_t)&key;
 	attr.value = (uintptr_t)request;
 	return !bpf(BPF_MAP_LOOKUP_AND_DELETE_ELEM, &attr);
+}
+
+static void put_request(pid_t tid, const struct stop_request *request)
+{
+	__u32 key = tid;
+	union bpf_attr attr = {};
+
+	attr.map_fd = requests_fd;
+	attr.key = (uintptr_t)&key;
+	attr.value = (uintptr_t)request;
+	bpf(BPF_MAP_UPDATE_ELEM, &attr);
 }
 
 /* Thread ids are reused: what a thread left must not be found under its successor's. */
@@ -488,38 +497,41 @@ static void mend_interrupted(struct thread *thread, struct user_regs_struct *reg
 		counts.restarted++;
 }
 
+static bool is_for_nothing(const struct stop_request *request)
+{
+	return !request->nr_writes && !request->returns;
+}
+
 /*
- * At SIGURG's stop. The probe's says SI_KERNEL, as does a genuine one for urgent data, so a request
- * must belong to it. With any other code a genuine one was pending when the probe sent its own, and
- * the kernel made one of both.
+ * At the stop of SIGURG, of a thread with a request. The probe's says SI_KERNEL. With any other
+ * code a genuine one was pending when the probe sent its own, and the kernel made one of both.
  */
-static bool is_own_sigurg(struct thread *thread, bool asked)
+static bool is_own_sigurg(pid_t tid, const struct stop_request *request)
 {
 	siginfo_t info;
-	bool due = asked || thread->sigurg_due;
 
-	thread->sigurg_due = false;
-	if (!due || ptrace(PTRACE_GETSIGINFO, thread->tid, 0, &info))
-		return false;
-	counts.coalesced += info.si_code != SI_KERNEL;
-	return info.si_code == SI_KERNEL;
+	return !ptrace(PTRACE_GETSIGINFO, tid, 0, &info) && info.si_code == SI_KERNEL && !request->merged;
 }
 
 /*
  * At the stop of a signal that came before the probe's. While that one waits, the thread has run
  * nothing behind the probed instruction. If it is gone (the kernel forgets pending signals when
- * their handler is set to ignore), the thread may be anywhere.
+ * their handler is set to ignore), the thread may be anywhere. A request for nothing stays in the
+ * map, so that the signal is known when it comes; it may be blocked by a handler until then.
  */
 static void carry_out_early(struct thread *thread, struct stop_request *request, struct user_regs_struct *regs)
 {
+	struct stop_request nothing = {.merged = request->merged};
 	unsigned long served = counts.served;
 	siginfo_t info;
 
 	if (!is_sigurg_queued(thread->tid, &info)) {
-		counts.stale++;
+		counts.stale += !is_for_nothing(request);
 		return;
 	}
-	thread->sigurg_due = info.si_code == SI_KERNEL;
+	put_request(thread->tid, &nothing);
+	if (is_for_nothing(request))
+		return;
 	carry_out(thread, request, regs);
 	counts.early += counts.served - served;
 }
@@ -530,19 +542,25 @@ static int handle_signal(struct thread *thread, int signal)
 	struct stop_request request;
 	struct user_regs_struct regs;
 	bool asked = take_request(thread->tid, &request);
+	bool ours = false;
 
 	if (!get_registers(thread->tid, &regs))
 		return signal; /* killed meanwhile */
-	counts.requests += asked;
-	if (asked && signal == SIGURG)
-		carry_out(thread, &request, &regs);
-	else if (asked)
+	if (asked && !is_for_nothing(&request))
+		counts.requests++;
+	if (asked && signal == SIGURG) {
+		if (!is_for_nothing(&request))
+			carry_out(thread, &request, &regs);
+		ours = is_own_sigurg(thread->tid, &request);
+		counts.coalesced += !ours;
+	} else if (asked) {
 		carry_out_early(thread, &request, &regs);
-	if (signal == SIGURG && is_own_sigurg(thread, asked))
-		return 0;
+	}
 	/* A stopped and continued process sees EINTR, traced or not. */
-	if (!stops_the_process(signal) && !(signal == SIGCONT && thread->state == CONTINUED))
+	if (!stops_the_process(signal) && !((signal == SIGCONT || ours) && thread->state == CONTINUED))
 		mend_interrupted(thread, &regs);
+	if (ours)
+		return 0;
 	thread->state = RUNNING;
 	counts.signals++;
 	return signal;
