@@ -114,6 +114,8 @@ def make_plan(path: Path) -> Plan:
         facts.require_rust()
         layout, why = _find_layout(facts)
         points: tuple[AttachPoint, ...] = ()
+        if not why and not facts.has_symbols:
+            why = "it is stripped of its symbols (build it with strip = \"none\" to have them adopted)"
         if not why:
             why = _why_tasks_are_unknown(image, facts)
         if not why:
@@ -153,7 +155,7 @@ def _find_points(image: Image) -> tuple[tuple[AttachPoint, ...], str]:
         assert probe.symbol is not None
         found = functions[probe.symbol]
         if not found:
-            return (), f"it has no symbol {probe.symbol} (stripped?)"
+            return (), f"it has no function {probe.symbol}"
         for function in found:
             if probe.place is Place.RETURNS:
                 places = find_returns(image, function)
