@@ -1094,6 +1094,13 @@ static __always_inline struct connection *discover(struct connection_key *key, s
 	return begins ? add_connection(key, sock) : NULL;
 }
 
+/*
+ * The value, about which the verifier knows nothing any more. Before Linux 6.7 it takes the callback
+ * of bpf_loop() to run once: branches that the first round cannot take would be cut out of it.
+ */
+static volatile __u64 always_zero;
+#define UNKNOWN(value) ((value) ^ always_zero)
+
 /* `count` bytes at `base`, or in the vector of buffers at `vector`, went in or out at `fd`. */
 static __always_inline int traffic(__s32 fd, __u64 base, __u64 vector, __s64 length, bool is_out)
 {
@@ -1127,10 +1134,10 @@ static __always_inline int traffic(__s32 fd, __u64 base, __u64 vector, __s64 len
 	scan.connection = c;
 	scan.key = &key;
 	scan.target = target;
-	scan.vector = vector;
-	scan.base = base;
-	scan.in_buffer = base ? (__u64)length : 0;
-	scan.left = length;
+	scan.vector = UNKNOWN(vector);
+	scan.base = UNKNOWN(base);
+	scan.in_buffer = UNKNOWN(base ? (__u64)length : 0);
+	scan.left = UNKNOWN((__u64)length);
 	scan.now = bpf_ktime_get_ns();
 	scan.pid = key.pid;
 	scan.is_out = is_out;
