@@ -50,9 +50,14 @@ class SignalReader:
         except BlockingIOError:
             return []
         return [
-            Received(signal.Signals(number), code == _SI_KERNEL)
+            Received(signal.Signals(number), code == _SI_KERNEL and not self._is_for_leader(number))
             for number, _, code, _ in _INFO.iter_unpack(data)
         ]
+
+    @staticmethod
+    def _is_for_leader(number: int) -> bool:
+        """A terminal that is closed tells its session's leader alone (tty_signal_session_leader)."""
+        return number == signal.SIGHUP and os.getsid(0) == os.getpid()
 
     def close(self) -> None:
         """Takes signals as before."""
