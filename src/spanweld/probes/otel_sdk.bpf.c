@@ -75,6 +75,8 @@ struct {
 	__type(value, struct stop_request);
 } stop_requests SEC(".maps");
 
+#include "stop_guard.bpf.h"
+
 /* What is read of a SpanContext. */
 struct span_context {
 	__u64 trace_id_low;
@@ -120,21 +122,17 @@ static __always_inline void change_adoption(struct target *target, __u32 pid, __
 	emit(&event, sizeof(event));
 }
 
-/* Whether the tracer can stop this thread here; counts why not. */
-static __always_inline bool can_stop(const struct target *target)
+/* Why the tracer cannot stop this thread here, as the counter that says so; COUNT_MAX: it can. */
+static __always_inline __u32 why_no_stop(const struct target *target)
 {
 	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
 
-	if (BPF_CORE_READ(task, blocked.sig[0]) & 1UL << (SIGURG_NUMBER - 1)) {
-		count(COUNT_ROOTS_SIGNAL_BLOCKED);
-		return false;
-	}
+	if (BPF_CORE_READ(task, blocked.sig[0]) & 1UL << (SIGURG_NUMBER - 1))
+		return COUNT_ROOTS_SIGNAL_BLOCKED;
 	/* A tracer that has died leaves no one who would take the signal away again. */
-	if (!BPF_CORE_READ(task, ptrace) || (__u32)BPF_CORE_READ(task, parent, tgid) != target->tracer) {
-		count(COUNT_ROOTS_NO_TRACER);
-		return false;
-	}
-	return true;
+	if (!BPF_CORE_READ(task, ptrace) || (__u32)BPF_CORE_READ(task, parent, tgid) != target->tracer)
+		return COUNT_ROOTS_NO_TRACER;
+	return COUNT_MAX;
 }
 
 static __always_inline bool ask_to_stop(struct stop_request *request, struct pt_regs *ctx)
@@ -190,7 +188,9 @@ int otel_new_trace_id(struct pt_regs *ctx)
 		count(COUNT_ROOTS_UNSAMPLED);
 		return 0;
 	}
-	if (target->adoption != ADOPTION_VERIFIED || target->write_mode != WRITE_STOP || !can_stop(target))
+	/* What cannot be stopped is counted once, when its span is built. */
+	if (target->adoption != ADOPTION_VERIFIED || target->write_mode != WRITE_STOP ||
+	    why_no_stop(target) != COUNT_MAX)
 		return 0;
 	request.returns = 1;
 	request.return_low = found.server.trace_id_low;
@@ -253,19 +253,27 @@ static __always_inline void verify_layout(struct target *target, __u32 pid, cons
 		change_adoption(target, pid, ADOPTION_UNVERIFIED, ADOPTION_VERIFIED, 0, 0, 0);
 }
 
-/* Writes the active span's trace id into the span context that build_recording_span is handed. */
-static __always_inline bool write_trace_id(const struct target *target, struct pt_regs *ctx,
-					   const struct span_frame *server)
+/*
+ * Writes the active span's trace id into the span context that build_recording_span is handed.
+ * Returns COUNT_MAX, or the counter of why it cannot.
+ */
+static __always_inline __u32 write_trace_id(const struct target *target, struct pt_regs *ctx,
+					    const struct span_frame *server)
 {
 	__u64 address = ctx->cx + target->layout.context_trace_id;
 
 	if (kernel_writes && target->write_mode == WRITE_KERNEL) {
 		__u64 trace_id[2] = { server->trace_id_low, server->trace_id_high };
 
-		return !bpf_probe_write_user((void *)address, trace_id, sizeof(trace_id));
+		return bpf_probe_write_user((void *)address, trace_id, sizeof(trace_id)) ? COUNT_ROOTS_UNWRITTEN :
+											   COUNT_MAX;
 	}
-	if (target->write_mode == WRITE_STOP && can_stop(target)) {
+	if (target->write_mode == WRITE_STOP) {
 		struct stop_request request = {};
+		__u32 cause = why_no_stop(target);
+
+		if (cause != COUNT_MAX)
+			return cause;
 
 		request.nr_writes = 2;
 		request.writes[0].address = address;
@@ -274,9 +282,9 @@ static __always_inline bool write_trace_id(const struct target *target, struct p
 		request.writes[1].address = address + 8;
 		request.writes[1].value = server->trace_id_high;
 		request.writes[1].size = 8;
-		return ask_to_stop(&request, ctx);
+		return ask_to_stop(&request, ctx) ? COUNT_MAX : COUNT_ROOTS_UNWRITTEN;
 	}
-	return false;
+	return COUNT_ROOTS_UNWRITTEN;
 }
 
 static __always_inline void say_root(__u32 pid, const struct span_frame *server,
@@ -330,6 +338,7 @@ int otel_build_recording_span(struct pt_regs *ctx)
 	if (!parent.span_id) {
 		bool ours = context.trace_id_low == found.server.trace_id_low &&
 			    context.trace_id_high == found.server.trace_id_high;
+		__u32 cause = COUNT_ROOTS_UNWRITTEN;
 
 		if (target->write_mode == WRITE_OFF) {
 			if (start.began)
@@ -337,8 +346,10 @@ int otel_build_recording_span(struct pt_regs *ctx)
 			return 0;
 		}
 		/* Without new_trace_id, the id is the application's own choice. */
-		if (!ours && (!start.began || !write_trace_id(target, ctx, &found.server))) {
-			count(COUNT_ROOTS_UNWRITTEN);
+		if (!ours && start.began)
+			cause = write_trace_id(target, ctx, &found.server);
+		if (!ours && cause != COUNT_MAX) {
+			count(cause);
 			return 0;
 		}
 		span.adopted = 1;
@@ -392,7 +403,7 @@ static __always_inline bool write_parent(const struct target *target, struct pt_
 			return false;
 		return !remote || !bpf_probe_write_user((void *)flag, &local, sizeof(local));
 	}
-	if (target->write_mode == WRITE_STOP && can_stop(target)) {
+	if (target->write_mode == WRITE_STOP && why_no_stop(target) == COUNT_MAX) {
 		struct stop_request request = {};
 
 		request.nr_writes = remote ? 2 : 1;
@@ -505,6 +516,32 @@ int otel_ensure_ended_and_exported(struct pt_regs *ctx)
 		length = SPAN_NAME_MAX;
 	emit(&event, offsetof(struct manual_span_event, name) + length);
 	return 0;
+}
+
+/* The stop writer must not show in the target's system calls and signals: stop_guard.bpf.h */
+SEC("tp/syscalls/sys_exit_epoll_wait")
+int otel_epoll_wait_interrupted(struct syscall_exit *ctx)
+{
+	__u32 pid;
+	struct target *target = current_target(&pid);
+
+	return target ? stop_guard_interrupted(ctx->ret, target->tracer) : 0;
+}
+
+SEC("tp/syscalls/sys_exit_epoll_pwait")
+int otel_epoll_pwait_interrupted(struct syscall_exit *ctx)
+{
+	__u32 pid;
+	struct target *target = current_target(&pid);
+
+	return target ? stop_guard_interrupted(ctx->ret, target->tracer) : 0;
+}
+
+/* include/trace/events/signal.h: sig, info, task, group, result */
+SEC("raw_tp/signal_generate")
+int otel_signal_merged(struct bpf_raw_tracepoint_args *ctx)
+{
+	return stop_guard_merged(ctx->args[0], (struct task_struct *)ctx->args[2], ctx->args[3], ctx->args[4]);
 }
 
 FOR_THE_AGENT(struct manual_span_event, manual_span_event);
