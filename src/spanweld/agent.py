@@ -115,7 +115,7 @@ def make_plan(path: Path) -> Plan:
         layout, why = _find_layout(facts)
         points: tuple[AttachPoint, ...] = ()
         if not why and not facts.has_symbols:
-            why = "it is stripped of its symbols (build it with strip = \"none\" to have them adopted)"
+            why = 'it is stripped of its symbols (build it with strip = "none" to have them adopted)'
         if not why:
             why = _why_tasks_are_unknown(image, facts)
         if not why:
@@ -148,7 +148,7 @@ def _why_tasks_are_unknown(image: Image, facts: ImageFacts) -> str:
 
 
 def _find_points(image: Image) -> tuple[tuple[AttachPoint, ...], str]:
-    probes = otel_sdk.INSTRUMENTATION.probes
+    probes = [probe for probe in otel_sdk.INSTRUMENTATION.probes if probe.symbol]
     functions = find_many(image, {probe.symbol for probe in probes if probe.symbol})
     points: list[AttachPoint] = []
     for probe in probes:
@@ -164,7 +164,12 @@ def _find_points(image: Image) -> tuple[tuple[AttachPoint, ...], str]:
                 points += [AttachPoint(probe, place) for place in places]
                 continue
             first = first_instruction(image, function)
-            if first is None or first.touches_memory or (probe.returned_early and not first.early_return):
+            if (
+                first is None
+                or first.touches_memory
+                or first.wide_nop
+                or (probe.returned_early and not first.early_return)
+            ):
                 code = first.text if first else "nothing that decodes"
                 return (), f"{probe.symbol} begins with {code}, where no probe is put"
             points.append(AttachPoint(probe, function.file_offset))
@@ -244,6 +249,7 @@ class Agent:
             for instrumentation in REGISTRY
             for probe in instrumentation.probes
             if probe.place is Place.TRACEPOINT
+            and (choice.mode is WriteMode.STOP or not probe.for_stop_writer)
         ]
         for probe in tracepoints:
             self._links.append(self._bpf.attach(probe.program))

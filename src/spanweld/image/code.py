@@ -40,13 +40,15 @@ class FirstInstruction:
     ``touches_memory``: it reads or writes memory other than its own stack, so that it can fault.
     ``early_return``: a thread that has executed just this instruction can be made to return to the
     function's caller (rip = [sp], rsp = sp + 8, with sp from before it): it neither jumps nor
-    changes a register that the caller owns.
+    changes a register that the caller owns. ``wide_nop``: a nop of five bytes, in place of which
+    Linux 6.18 puts a call to a page that forked children lack: a probe there would end them.
     """
 
     text: str
     size: int
     touches_memory: bool
     early_return: bool
+    wide_nop: bool
 
 
 def find_returns(image: Image, function: Function) -> tuple[FileOffset, ...]:
@@ -84,6 +86,7 @@ def first_instruction(image: Image, function: Function) -> FirstInstruction | No
         size=instruction.len,
         touches_memory=touches_memory,
         early_return=goes_on and not changes_callers,
+        wide_nop=instruction.mnemonic == x86.Mnemonic.NOP and instruction.len == 5,
     )
 
 

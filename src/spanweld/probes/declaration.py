@@ -26,6 +26,7 @@ class Probe:
     ``symbol`` is the demangled path of a function, without hash, as ``image.find_functions`` takes it;
     None for a tracepoint. ``returned_early``: the stop writer makes the function return at its first
     instruction, which must allow it. ``until_verified``: taken off once the layout is verified.
+    ``for_stop_writer``: a tracepoint that only the stop writer needs.
     """
 
     program: str
@@ -33,6 +34,7 @@ class Probe:
     symbol: str | None = None
     returned_early: bool = False
     until_verified: bool = False
+    for_stop_writer: bool = False
 
 
 @dataclass(frozen=True, slots=True)

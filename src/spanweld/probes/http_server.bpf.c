@@ -1152,19 +1152,6 @@ static __always_inline int traffic(__s32 fd, __u64 base, __u64 vector, __s64 len
 	return 0;
 }
 
-/* What the kernel hands to programs at syscalls/sys_enter_* and sys_exit_*. */
-struct syscall_enter {
-	__u64 unused;
-	__u64 nr;
-	__u64 args[6];
-};
-
-struct syscall_exit {
-	__u64 unused;
-	__u64 nr;
-	__s64 ret;
-};
-
 /* The arguments are still in the registers that the thread entered the kernel with. */
 #define ARGUMENTS(regs)                                                                                      \
 	struct pt_regs *regs = (struct pt_regs *)bpf_task_pt_regs(bpf_get_current_task_btf())

@@ -111,6 +111,9 @@ INSTRUMENTATION = Instrumentation(
             Place.ENTRY,
             "opentelemetry_sdk::trace::span::Span::ensure_ended_and_exported",
         ),
+        Probe("otel_epoll_wait_interrupted", Place.TRACEPOINT, for_stop_writer=True),
+        Probe("otel_epoll_pwait_interrupted", Place.TRACEPOINT, for_stop_writer=True),
+        Probe("otel_signal_merged", Place.TRACEPOINT, for_stop_writer=True),
     ),
     decoders={
         EventKind.MANUAL_SPAN: decode_manual_span,

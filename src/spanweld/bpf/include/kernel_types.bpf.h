@@ -46,6 +46,11 @@ enum {
 	BPF_RB_AVAIL_DATA = 0,
 };
 
+/* include/uapi/linux/bpf.h */
+struct bpf_raw_tracepoint_args {
+	__u64 args[0];
+};
+
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 
 /* arch/x86/include/asm/ptrace.h */

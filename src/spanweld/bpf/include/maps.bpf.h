@@ -18,6 +18,19 @@
  */
 #define GLOBAL __attribute__((noinline))
 
+/* What the kernel hands to programs at syscalls/sys_enter_* and sys_exit_*. */
+struct syscall_enter {
+	__u64 unused;
+	__u64 nr;
+	__u64 args[6];
+};
+
+struct syscall_exit {
+	__u64 unused;
+	__u64 nr;
+	__s64 ret;
+};
+
 /* A type that only the agent uses: gets it into the object's BTF, from which events.py is made. */
 #define FOR_THE_AGENT(type, name) const type *for_the_agent_##name __attribute__((unused))
 

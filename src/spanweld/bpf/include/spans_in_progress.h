@@ -94,8 +94,23 @@ SPANS_INLINE bool spans_lock(struct span_slot *slot, __u64 key)
 	return false;
 }
 
-/* Drops what has ended from the top, lets an empty slot go, and unlocks. */
-SPANS_INLINE void spans_settle_and_unlock(struct span_slot *slot)
+/* What was pushed since a request goes with that request: up to the next one. */
+SPANS_INLINE void spans_cut_after_ended_servers(struct span_slot *slot)
+{
+	bool gone = false;
+
+	for (int i = 0; i < SPANS_DEPTH; i++) {
+		if ((__u32)i >= slot->depth)
+			break;
+		if (slot->frames[i].kind == FRAME_SERVER)
+			gone = !slot->frames[i].span_id;
+		else if (gone)
+			slot->frames[i].span_id = 0;
+	}
+}
+
+/* Drops what has ended from the top, and lets an empty slot go; whether it is empty. */
+SPANS_INLINE bool spans_settle(struct span_slot *slot)
 {
 	__u32 depth = slot->depth;
 
@@ -111,22 +126,45 @@ SPANS_INLINE void spans_settle_and_unlock(struct span_slot *slot)
 	slot->depth = depth;
 	if (!depth)
 		*(volatile __u64 *)&slot->key = 0;
-	__sync_fetch_and_add(&slot->sequence, 1);
+	return !depth;
 }
 
-/* What was pushed since a request goes with that request: cuts at the first ended server frame. */
-SPANS_INLINE void spans_cut_after_ended_server(struct span_slot *slot)
+/* Whether there is anything for the two above to do. */
+SPANS_INLINE bool spans_is_unsettled(struct span_slot *slot)
 {
-	bool gone = false;
+	__u32 depth = *(volatile __u32 *)&slot->depth;
+	bool gone = false, unsettled = false;
 
 	for (int i = 0; i < SPANS_DEPTH; i++) {
-		if ((__u32)i >= slot->depth)
+		bool ended = !*(volatile __u64 *)&slot->frames[i].span_id;
+
+		if ((__u32)i >= depth)
 			break;
 		if (slot->frames[i].kind == FRAME_SERVER)
-			gone = !slot->frames[i].span_id;
-		else if (gone)
-			slot->frames[i].span_id = 0;
+			gone = ended;
+		unsettled = ended ? (__u32)i + 1 == depth : gone;
+		if (unsettled)
+			break;
 	}
+	return unsettled;
+}
+
+/*
+ * Unlocks. Who ended a frame in the meantime and could not get the lock has left it to its holder
+ * to see to the stack, so the holder looks once more when others can get it again.
+ */
+SPANS_INLINE void spans_settle_and_unlock(struct span_slot *slot, __u64 key)
+{
+	for (int i = 0; i < SPANS_TRIES; i++) {
+		bool empty = spans_settle(slot);
+
+		__sync_fetch_and_add(&slot->sequence, 1);
+		if (empty || !spans_is_unsettled(slot) || !spans_lock(slot, key))
+			return;
+		spans_cut_after_ended_servers(slot);
+	}
+	spans_settle(slot);
+	__sync_fetch_and_add(&slot->sequence, 1);
 }
 
 /*
@@ -146,8 +184,20 @@ SPANS_INLINE enum spans_result spans_push(struct span_slot *slot, __u64 key, con
 		slot->depth = depth + 1;
 		result = SPANS_OK;
 	}
-	spans_settle_and_unlock(slot);
+	spans_settle_and_unlock(slot, key);
 	return result;
+}
+
+/* Marks a span as ended, without the lock; whether it was there. */
+SPANS_INLINE bool spans_mark_ended(struct span_slot *slot, __u64 span_id)
+{
+	bool found = false;
+
+	for (int i = 0; i < SPANS_DEPTH; i++)
+		if (*(volatile __u64 *)&slot->frames[i].span_id == span_id)
+			if (__sync_val_compare_and_swap(&slot->frames[i].span_id, span_id, 0) == span_id)
+				found = true;
+	return found;
 }
 
 /*
@@ -156,19 +206,13 @@ SPANS_INLINE enum spans_result spans_push(struct span_slot *slot, __u64 key, con
  */
 SPANS_INLINE enum spans_result spans_end(struct span_slot *slot, __u64 key, __u64 span_id)
 {
-	enum spans_result result = SPANS_ABSENT;
-
-	for (int i = 0; i < SPANS_DEPTH; i++)
-		if (*(volatile __u64 *)&slot->frames[i].span_id == span_id)
-			if (__sync_val_compare_and_swap(&slot->frames[i].span_id, span_id, 0) == span_id)
-				result = SPANS_OK;
-	if (result != SPANS_OK)
-		return result;
-	/* The owner of the lock drops the frame if this caller can't. */
+	if (!spans_mark_ended(slot, span_id))
+		return SPANS_ABSENT;
+	/* Who holds the lock drops the frame if this caller can't. */
 	if (!spans_lock(slot, key))
 		return SPANS_OK;
-	spans_cut_after_ended_server(slot);
-	spans_settle_and_unlock(slot);
+	spans_cut_after_ended_servers(slot);
+	spans_settle_and_unlock(slot, key);
 	return SPANS_OK;
 }
 
@@ -180,7 +224,7 @@ SPANS_INLINE enum spans_result spans_clear(struct span_slot *slot, __u64 key)
 	for (int i = 0; i < SPANS_DEPTH; i++)
 		slot->frames[i].span_id = 0;
 	slot->depth = 0;
-	spans_settle_and_unlock(slot);
+	spans_settle_and_unlock(slot, key);
 	return SPANS_OK;
 }
 
@@ -210,6 +254,7 @@ SPANS_INLINE enum spans_result spans_active(struct span_slot *slot, __u64 key, s
 			continue;
 		if (*(volatile __u64 *)&slot->key != key)
 			return SPANS_ABSENT;
+		__asm__ volatile("" ::: "memory");
 		found->servers = 0;
 		found->is_set = 0;
 		depth = slot->depth;
