@@ -76,6 +76,11 @@ __u32 host_live_slots(__u32 pid);
 __u32 host_live_frames(__u32 pid);
 bool host_is_active(__u32 pid, __u64 key, struct active_spans *found);
 
+/* The operations on spans in progress, as the programs call them. */
+struct span_frame;
+void host_push_span(__u32 pid, __u64 key, struct span_frame *frame);
+void host_end_span(__u32 pid, __u64 key, __u64 span_id);
+
 /* Sets a `const volatile` setting of the programs, as libbpf does before it loads them. */
 void host_set_constant(const volatile void *address, const void *value, size_t size);
 

@@ -464,6 +464,18 @@ void host_probe(enum host_probe probe, const struct host_registers *registers)
 	host_leave();
 }
 
+/* ---- spans in progress */
+
+void host_push_span(__u32 pid, __u64 key, struct span_frame *frame)
+{
+	push_span(pid, key, frame);
+}
+
+void host_end_span(__u32 pid, __u64 key, __u64 span_id)
+{
+	end_span(pid, key, span_id);
+}
+
 /* ---- settings */
 
 void host_exclude_path(unsigned index, const char *path, bool prefix)

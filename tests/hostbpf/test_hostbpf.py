@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -25,6 +26,22 @@ pytestmark = pytest.mark.skipif(compiler() is None, reason="needs clang")
 def tests(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("hostbpf")
     return build((*MODEL, *_FILES), "address,undefined", folder / "tests")
+
+
+@pytest.mark.parametrize("sanitizers", ["thread", "address,undefined"])
+def test_spans_in_progress_under_threads(tmp_path: Path, sanitizers: str) -> None:
+    """Tasks, readers and those who end other tasks' spans, three seconds long."""
+    stress = build(("stress_spans.c",), sanitizers, tmp_path / "stress")
+    options = f"suppressions={HERE / 'tsan.supp'}:halt_on_error=1"
+    done = subprocess.run(
+        [stress, "3"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env={**os.environ, "TSAN_OPTIONS": options},
+    )
+    assert not done.returncode, done.stderr
 
 
 @pytest.mark.parametrize("name", _TESTS)
