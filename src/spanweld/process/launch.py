@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import signal
@@ -13,6 +14,13 @@ from pathlib import Path
 from spanweld.errors import TargetError, UsageError
 from spanweld.model import Pid
 from spanweld.process.users import User
+
+# By what execve(2) says; that the file is there and is an executable was seen before.
+_REMEDIES = {
+    errno.ENOENT: "the dynamic loader that it names is not here: `readelf -l` shows it",
+    errno.EACCES: "who it runs as (`--user`) may not execute it: look at the file and the folders above it",
+    errno.ETXTBSY: "somebody has it open for writing: wait until it is built",
+}
 
 
 @dataclass(slots=True)
@@ -35,7 +43,8 @@ class Held:
         os.close(self._failure)
         if number:
             os.waitpid(self.pid, 0)
-            raise TargetError(f"the service cannot be started: {os.strerror(int(number))}")
+            reason = os.strerror(int(number))
+            raise TargetError(f"the service cannot be started: {reason}", _REMEDIES.get(int(number), ""))
 
     def abandon(self) -> None:
         """Ends the child without executing anything."""
