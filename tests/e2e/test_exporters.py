@@ -48,18 +48,6 @@ def test_otlp(protocol: str) -> None:
         assert resource["telemetry.distro.name"] == "spanweld"
 
 
-def test_no_spans_of_the_services_own_exporter() -> None:
-    """--simple: each manual span is a request out from within a request in."""
-    with Traced("lab", "--simple") as lab:
-        for _ in range(5):
-            seen = lab.see("/nested/{n}", "root", "child", "grandchild")
-            assert_child(seen.manual["root"], seen.server)
-        lab.finish()
-        assert {span.attributes["url.path"] for span in lab.spans if is_automatic(span)} == {
-            f"/nested/{number}" for number in range(1, 6)
-        }
-
-
 def lines_of(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
