@@ -9,6 +9,7 @@ from typing import TypeVar
 import click
 
 from spanweld.agent import Agent, make_plan
+from spanweld.bpf.host import look_at_host
 from spanweld.commands.options import describe, make_settings, tracing_options
 from spanweld.errors import ImageError, SpanweldError, TargetError, UsageError
 from spanweld.messages import say, say_error
@@ -46,6 +47,8 @@ def attach(
     if bool(pids) == bool(exe):
         raise UsageError("attach needs either --pid N or --exe GLOB", "spanweld attach --help shows both")
     settings = make_settings(exports, write, adopt, exclude_paths)
+    # First of all: without root most processes cannot be seen, and none would match.
+    look_at_host(mount=True).require()
     processes = find_by_exe(exe) if exe else tuple(find_by_pid(Pid(pid)) for pid in dict.fromkeys(pids))
     reader = SignalReader(ENDING)
     agent = Agent(settings, say)
