@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
-from tests.support.services import READY, Lines
+from tests.support.services import PATIENCE, READY, Lines
 
 COMMAND = (sys.executable, "-m", "spanweld")
 
@@ -39,7 +39,12 @@ class AgentProcess:
         assert self.process.stderr is not None
         self.output = Lines(self.process.stdout)
         self.messages = Lines(self.process.stderr)
-        self.messages.wait_for(" ready (pid ", 60)
+        try:
+            self.messages.wait_for(" ready (pid ", 60)
+        except BaseException:
+            self.process.kill()
+            self.process.wait()
+            raise
         return self
 
     def __exit__(
@@ -63,7 +68,7 @@ class AgentProcess:
         if self.process.poll() is None:
             self.process.send_signal(number)
         try:
-            return self.process.wait(timeout)
+            return self.process.wait(timeout * PATIENCE)
         except subprocess.TimeoutExpired:
             self.process.kill()
             raise AssertionError(f"the agent did not end; it said:\n{self.messages.text}") from None

@@ -14,6 +14,8 @@ from typing import IO
 
 ROOT = Path(__file__).resolve().parents[2]
 READY = "listening on "
+PATIENCE = float(os.environ.get("SPANWELD_TEST_PATIENCE", "1"))
+"""By how much more time passes on this machine: an emulated one is slow."""
 PROFILES = {"debug": "dev", "release": "release"}
 
 
@@ -74,14 +76,14 @@ class Lines:
             return next((line for line in self._lines if fragment in line), None)
 
         with self._changed:
-            self._changed.wait_for(lambda: found() is not None or self._ended, timeout)
+            self._changed.wait_for(lambda: found() is not None or self._ended, timeout * PATIENCE)
             line = found()
         assert line is not None, f"no line with {fragment!r} in:\n{self.text}"
         return line
 
     def join(self, timeout: float = 10.0) -> str:
         """All lines, once the stream has ended."""
-        self._thread.join(timeout)
+        self._thread.join(timeout * PATIENCE)
         return self.text
 
 
@@ -128,7 +130,7 @@ class Service:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         try:
-            return self.process.wait(15)
+            return self.process.wait(15 * PATIENCE)
         except subprocess.TimeoutExpired:
             self.process.kill()
             raise
