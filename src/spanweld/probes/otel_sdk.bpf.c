@@ -463,17 +463,20 @@ int otel_ensure_ended_and_exported(struct pt_regs *ctx)
 	}
 	if (data == target->layout.span_data_none)
 		return 0; /* ended before, or never recorded */
-	if (!read_span_context(&context, &target->layout, ctx->di + target->layout.span_context) ||
-	    !read_span(&event, &target->layout, ctx->di)) {
+	if (!read_span_context(&context, &target->layout, ctx->di + target->layout.span_context))
+		return 0;
+	span_key.span_id = context.span_id;
+	span_key.pid = event.head.pid;
+	known = bpf_map_lookup_elem(&manual_spans, &span_key);
+	/* It has ended, whatever else can be read of it. */
+	if (known)
+		end_span(event.head.pid, known->task_key, context.span_id);
+	if (!read_span(&event, &target->layout, ctx->di)) {
 		count(COUNT_READ_FAULT);
 		return 0;
 	}
 	count(COUNT_MANUAL_SPANS);
-	span_key.span_id = context.span_id;
-	span_key.pid = event.head.pid;
-	known = bpf_map_lookup_elem(&manual_spans, &span_key);
 	if (known) {
-		end_span(event.head.pid, known->task_key, context.span_id);
 		if (!known->adopted) {
 			event.relation = MANUAL_CHILD;
 			if (event.parent_span_id != known->parent)
