@@ -16,7 +16,7 @@
 
 #define CHAINS 1024
 #define MAPS_MAX 48
-#define RANGES_MAX 512
+#define RANGES_MAX 4096
 #define EVENTS_MAX 8192
 #define FAULT (-14) /* -EFAULT */
 #define FULL (-7) /* -E2BIG */

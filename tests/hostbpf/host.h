@@ -105,6 +105,7 @@ void host_forget_events(void);
 /* Makes this the running thread; it is made when first named. */
 void host_thread(__u32 pid, __u32 tid);
 __u32 host_pid(void);
+__u32 host_tid(void);
 /* tokio's current task id in the running thread's thread-local; HOST_TOKIO_OFFSET is where. */
 #define HOST_TOKIO_OFFSET 8
 void host_tokio_task(__u64 id);
@@ -190,6 +191,10 @@ enum host_probe {
 };
 
 void host_probe(enum host_probe probe, const struct host_registers *registers);
+
+/* epoll_wait (0) or epoll_pwait (1) returns; a signal is generated for a thread, or its process. */
+void sys_epoll_wait_returns(int number, long result);
+void host_signal_generated(int signal, __u32 pid, __u32 tid, bool is_for_process, int result);
 
 /* The programs' settings. */
 void host_exclude_path(unsigned index, const char *path, bool prefix);

@@ -146,6 +146,11 @@ __u32 host_pid(void)
 	return running->task.tgid;
 }
 
+__u32 host_tid(void)
+{
+	return running->task.pid;
+}
+
 void host_tokio_task(__u64 id)
 {
 	running->thread_local[HOST_TOKIO_OFFSET / 8] = id;
@@ -461,6 +466,24 @@ void host_probe(enum host_probe probe, const struct host_registers *registers)
 	context.ip = registers->ip;
 	host_enter();
 	programs[probe](&context);
+	host_leave();
+}
+
+void sys_epoll_wait_returns(int number, long result)
+{
+	leave(number ? otel_epoll_pwait_interrupted : otel_epoll_wait_interrupted, result);
+}
+
+void host_signal_generated(int signal, __u32 pid, __u32 tid, bool is_for_process, int result)
+{
+	struct thread *sender = running;
+	__u64 context[5] = {signal, 0, 0, is_for_process, result};
+
+	host_thread(pid, tid);
+	context[2] = (__u64)&running->task;
+	running = sender;
+	host_enter();
+	otel_signal_merged((struct bpf_raw_tracepoint_args *)context);
 	host_leave();
 }
 

@@ -1,0 +1,1304 @@
+/*
+ * The OpenTelemetry SDK programs, with a small SDK that does what opentelemetry_sdk does around the
+ * probed functions, and a tracer that does what the stop writer's does. What counts is what is in
+ * the target's memory in the end.
+ */
+#include "http.h"
+#include "testing.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "otel_sdk.h"
+#include "stop_request.h"
+
+#define TRACER 900
+#define GET "GET / HTTP/1.1\r\n\r\n"
+#define OK "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+#define GET_WITH_PARENT                                                                                           \
+	"GET / HTTP/1.1\r\ntraceparent: 00-00000000000000aa00000000000000bb-00000000000000cc-01\r\n\r\n"
+#define REMOTE_HIGH 0xaa
+#define REMOTE_LOW 0xbb
+#define REMOTE_PARENT 0xcc
+#define DATA_SOME 1
+#define DATA_NONE 0x8000000000000000ULL
+#define END_NONE 1000000000
+#define NAME "process_business_logic"
+
+/* ---- the SDK */
+
+/* In an order of its own, so that no offset is right by chance. */
+struct sdk_context {
+	__u64 pad;
+	__u64 trace_id_low;
+	__u64 trace_id_high;
+	__u64 span_id;
+	__u8 flags;
+	__u8 is_remote;
+	__u8 more_pad[6];
+};
+
+struct sdk_span {
+	__u64 name_length;
+	const char *name;
+	struct sdk_context context;
+	__u64 status;
+	__u64 parent_span_id;
+	__u32 start_nanos;
+	__u8 kind;
+	__u8 parent_is_remote;
+	__u64 start_seconds;
+	__u64 data;
+	__u64 pad;
+};
+
+static const struct target sdk_target = {
+	.tokio_task_id = HOST_TOKIO_OFFSET,
+	.sample_below = ~0ULL,
+	.parent_based = 1,
+	.adoption = ADOPTION_VERIFIED,
+	.adopt_mode = ADOPT_ACTIVE,
+	.write_mode = WRITE_STOP,
+	.tracer = TRACER,
+	.wants_manual_spans = 1,
+	.layout =
+		{
+			.context_trace_id = offsetof(struct sdk_context, trace_id_low),
+			.context_span_id = offsetof(struct sdk_context, span_id),
+			.context_is_remote = offsetof(struct sdk_context, is_remote),
+			.context_flags = offsetof(struct sdk_context, flags),
+			.span_context = offsetof(struct sdk_span, context),
+			.span_data = offsetof(struct sdk_span, data),
+			.span_parent_id = offsetof(struct sdk_span, parent_span_id),
+			.span_parent_is_remote = offsetof(struct sdk_span, parent_is_remote),
+			.span_name_pointer = offsetof(struct sdk_span, name),
+			.span_name_length = offsetof(struct sdk_span, name_length),
+			.span_kind = offsetof(struct sdk_span, kind),
+			.span_start_seconds = offsetof(struct sdk_span, start_seconds),
+			.span_start_nanos = offsetof(struct sdk_span, start_nanos),
+			.span_status = offsetof(struct sdk_span, status),
+			.span_data_none = DATA_NONE,
+			.status_unset = 10,
+			.status_ok = 11,
+			.end_none_nanos = END_NONE,
+		},
+};
+
+static struct target *target;
+static __u64 next_id;
+static __u64 stops; /* how often the tracer found a request */
+
+static void start_with(const struct target *settings)
+{
+	host_reset();
+	target = host_target(PID, settings);
+	host_thread(PID, TID);
+	host_traced_by(TRACER);
+	host_tokio_task(17);
+	next_id = 0x1000;
+	stops = 0;
+	sys_accept(FD, &host_tcp);
+}
+
+static void start(void)
+{
+	start_with(&sdk_target);
+}
+
+static void *sdk_allocate(size_t size)
+{
+	void *memory = host_allocate(size);
+
+	host_map_memory(memory, size);
+	return memory;
+}
+
+/* What the tracer does when the thread stops; whether the function is to return at once. */
+static bool tracer_serves(struct host_registers *registers)
+{
+	const struct stop_request *request;
+	__u32 tid = (__u32)host_tid();
+	bool returns;
+
+	request = host_map_lookup("stop_requests", &tid);
+	if (!request)
+		return false;
+	stops++;
+	CHECK_EQUAL(host.last_signal, 23);
+	CHECK_EQUAL(host.signals, stops);
+	CHECK_EQUAL(request->sp, registers->sp);
+	CHECK_EQUAL(request->ip, registers->ip);
+	CHECK(request->nr_writes <= STOP_WRITES_MAX);
+	for (__u32 i = 0; i < request->nr_writes; i++) {
+		const struct stop_write *write = &request->writes[i];
+
+		CHECK(write->size >= 1 && write->size <= 8);
+		memcpy((void *)write->address, &write->value, write->size);
+	}
+	returns = request->returns;
+	CHECK(returns || request->nr_writes);
+	registers->ax = request->return_low;
+	registers->dx = request->return_high;
+	host_map_delete("stop_requests", &tid);
+	return returns;
+}
+
+static struct host_registers probe(enum host_probe which, struct host_registers registers, bool *returned)
+{
+	bool early;
+
+	registers.sp = 0x7000;
+	registers.ip = 0x400000 + which;
+	host_probe(which, &registers);
+	early = tracer_serves(&registers);
+	if (returned)
+		*returned = early;
+	return registers;
+}
+
+static __u64 new_span_id(void)
+{
+	__u64 id = ++next_id;
+
+	probe(PROBE_NEW_SPAN_ID_RETURNS, (struct host_registers){.ax = id}, NULL);
+	return id;
+}
+
+static void new_trace_id(struct sdk_context *context)
+{
+	struct host_registers registers;
+	bool returned;
+
+	registers = probe(PROBE_NEW_TRACE_ID, (struct host_registers){}, &returned);
+	if (!returned) {
+		registers.ax = ++next_id;
+		registers.dx = ++next_id;
+		probe(PROBE_NEW_TRACE_ID_RETURNS, registers, NULL);
+	}
+	context->trace_id_low = registers.ax;
+	context->trace_id_high = registers.dx;
+}
+
+static struct sdk_span *build(const struct sdk_context *parent, const struct sdk_context *own)
+{
+	struct sdk_context *psc = sdk_allocate(sizeof(*psc)), *sc = sdk_allocate(sizeof(*sc));
+	struct sdk_span *span = sdk_allocate(sizeof(*span));
+	struct sdk_context parent_before = {};
+
+	if (parent)
+		parent_before = *parent;
+	*psc = parent_before;
+	*sc = *own;
+	probe(PROBE_BUILD_RECORDING_SPAN, (struct host_registers){.dx = (__u64)psc, .cx = (__u64)sc}, NULL);
+	/* The parent's context is often shared by all: it must never be written. */
+	CHECK(!memcmp(psc, &parent_before, sizeof(*psc)));
+	CHECK_EQUAL(sc->span_id, own->span_id);
+	CHECK_EQUAL(sc->flags, own->flags);
+	span->context = *sc;
+	span->parent_span_id = psc->span_id;
+	span->parent_is_remote = psc->is_remote;
+	span->name = sdk_allocate(sizeof(NAME));
+	memcpy((void *)span->name, NAME, sizeof(NAME));
+	span->name_length = sizeof(NAME) - 1;
+	span->status = 10;
+	span->kind = 2;
+	span->start_seconds = 1700000000;
+	span->start_nanos = 5;
+	span->data = DATA_SOME;
+	return span;
+}
+
+/* tracer.start(name), with a parent or, by NULL, as a root. */
+static struct sdk_span *start_span(const struct sdk_context *parent)
+{
+	struct sdk_context own = {.flags = 1};
+
+	own.span_id = new_span_id();
+	if (parent) {
+		own.trace_id_low = parent->trace_id_low;
+		own.trace_id_high = parent->trace_id_high;
+	} else {
+		new_trace_id(&own);
+	}
+	return build(parent, &own);
+}
+
+static void end_at(struct sdk_span *span, __u64 seconds, __u32 nanos)
+{
+	probe(PROBE_ENSURE_ENDED, (struct host_registers){.di = (__u64)span, .si = seconds, .dx = nanos}, NULL);
+	/* It is exported as it is now; then its data is taken out. */
+	span->data = DATA_NONE;
+}
+
+static void end(struct sdk_span *span)
+{
+	end_at(span, 0xdeadbeef, END_NONE);
+}
+
+/* ---- what came of it */
+
+static struct span_frame active_of(__u64 task)
+{
+	struct active_spans found;
+
+	CHECK(host_is_active(PID, task, &found));
+	return found.active;
+}
+
+static struct span_frame server_of(__u64 task)
+{
+	struct active_spans found;
+
+	CHECK(host_is_active(PID, task, &found));
+	return found.server;
+}
+
+static const void *event_of_kind(__u32 kind, __u32 index)
+{
+	for (__u32 i = 0; i < host_events(); i++) {
+		const struct event_head *head = host_event(i).bytes;
+
+		if (head->kind == kind && !index--)
+			return head;
+	}
+	return NULL;
+}
+
+static __u32 events_of_kind(__u32 kind)
+{
+	__u32 events = 0;
+
+	while (event_of_kind(kind, events))
+		events++;
+	return events;
+}
+
+static struct manual_span_event manual_event(__u32 index)
+{
+	struct manual_span_event event = {};
+	const void *bytes = event_of_kind(EVENT_MANUAL_SPAN, index);
+
+	CHECK(bytes);
+	for (__u32 i = 0; i < host_events(); i++)
+		if (host_event(i).bytes == bytes)
+			memcpy(&event, bytes, host_event(i).size);
+	return event;
+}
+
+#define CHECK_IN_TRACE(span, server)                                                                              \
+	do {                                                                                                      \
+		CHECK_EQUAL((span)->context.trace_id_low, (server).trace_id_low);                                 \
+		CHECK_EQUAL((span)->context.trace_id_high, (server).trace_id_high);                               \
+	} while (0)
+
+/* ---- roots */
+
+TEST(first_root_verifies_the_layout_and_is_adopted)
+{
+	struct target settings = sdk_target;
+	const struct adoption_event *adoption;
+	struct span_frame server;
+	struct sdk_span *root;
+
+	settings.adoption = ADOPTION_UNVERIFIED;
+	start_with(&settings);
+	in(GET);
+	server = server_of(17);
+	root = start_span(NULL);
+	CHECK_EQUAL(target->adoption, ADOPTION_VERIFIED);
+	adoption = event_of_kind(EVENT_ADOPTION, 0);
+	CHECK(adoption);
+	CHECK_EQUAL(adoption->adoption, ADOPTION_VERIFIED);
+	CHECK_EQUAL(stops, 1); /* at build_recording_span alone */
+	CHECK_IN_TRACE(root, server);
+	CHECK_EQUAL(active_of(17).span_id, root->context.span_id);
+	end(root);
+	CHECK_EQUAL(root->parent_span_id, server.span_id);
+	CHECK_EQUAL(manual_event(0).relation, MANUAL_ADOPTED);
+	CHECK_EQUAL(host_count(COUNT_ROOTS_ADOPTED), 1);
+	CHECK_EQUAL(active_of(17).span_id, server.span_id);
+	out(OK);
+	CHECK_EQUAL(host_live_slots(PID), 0);
+	CHECK_EQUAL(host_map_count("root_starts"), 0);
+	CHECK_EQUAL(host_map_count("manual_spans"), 0);
+	CHECK_EQUAL(events_of_kind(EVENT_ADOPTION), 1);
+}
+
+TEST(layout_is_verified_outside_of_a_request_too)
+{
+	struct target settings = sdk_target;
+	struct sdk_span *root;
+
+	settings.adoption = ADOPTION_UNVERIFIED;
+	start_with(&settings);
+	root = start_span(NULL);
+	CHECK_EQUAL(target->adoption, ADOPTION_VERIFIED);
+	CHECK_EQUAL(stops, 0);
+	CHECK(root->context.trace_id_low);
+	end(root);
+	CHECK_EQUAL(root->parent_span_id, 0);
+	CHECK_EQUAL(manual_event(0).relation, MANUAL_OTHER);
+}
+
+/* Nothing is verified by a child, nor by a root of which not both ids were noted. */
+TEST(layout_is_not_verified_by_less_than_a_root)
+{
+	struct sdk_context parent = {.trace_id_low = 5, .trace_id_high = 6, .span_id = 7, .flags = 1};
+	struct sdk_context own = {.span_id = 8, .flags = 1};
+	struct target settings = sdk_target;
+
+	settings.adoption = ADOPTION_UNVERIFIED;
+	start_with(&settings);
+	in(GET);
+	start_span(&parent);
+	new_trace_id(&own);
+	build(NULL, &own);
+	CHECK_EQUAL(target->adoption, ADOPTION_UNVERIFIED);
+	CHECK_EQUAL(stops, 0);
+	CHECK_EQUAL(events_of_kind(EVENT_ADOPTION), 0);
+	CHECK_EQUAL(host_live_frames(PID), 1);
+}
+
+static void check_mismatch(const struct target *settings, __u32 what)
+{
+	const struct adoption_event *adoption;
+	struct sdk_span *root;
+
+	start_with(settings);
+	in(GET);
+	root = start_span(NULL);
+	CHECK_EQUAL(target->adoption, ADOPTION_MISMATCH);
+	adoption = event_of_kind(EVENT_ADOPTION, 0);
+	CHECK(adoption);
+	CHECK_EQUAL(adoption->adoption, ADOPTION_MISMATCH);
+	CHECK_EQUAL(adoption->what, what);
+	CHECK(adoption->expected != adoption->found);
+	end(root);
+	root = start_span(NULL);
+	end(root);
+	CHECK_EQUAL(root->parent_span_id, 0);
+	CHECK_EQUAL(stops, 0);
+	CHECK_EQUAL(host_live_frames(PID), 1);
+	out(OK);
+	CHECK_EQUAL(span_events(), 1);
+	CHECK_EQUAL(events_of_kind(EVENT_MANUAL_SPAN), 0);
+	CHECK_EQUAL(events_of_kind(EVENT_ADOPTION), 1);
+}
+
+TEST(layout_mismatch_switches_adoption_off)
+{
+	struct target settings = sdk_target;
+
+	settings.adoption = ADOPTION_UNVERIFIED;
+	settings.layout.context_trace_id = offsetof(struct sdk_context, trace_id_high);
+	check_mismatch(&settings, CHECK_TRACE_ID);
+	settings = sdk_target;
+	settings.adoption = ADOPTION_UNVERIFIED;
+	settings.layout.context_trace_id = offsetof(struct sdk_context, pad);
+	check_mismatch(&settings, CHECK_TRACE_ID);
+	settings = sdk_target;
+	settings.adoption = ADOPTION_UNVERIFIED;
+	settings.layout.context_span_id = offsetof(struct sdk_context, pad);
+	check_mismatch(&settings, CHECK_SPAN_ID);
+}
+
+TEST(no_sdk_no_reads)
+{
+	struct target settings = sdk_target;
+
+	for (int i = 0; i < 2; i++) {
+		settings.adoption = i ? ADOPTION_NONE : ADOPTION_MISMATCH;
+		start_with(&settings);
+		in(GET);
+		host.reads_user = 0;
+		end(start_span(NULL));
+		CHECK_EQUAL(host.reads_user, 0);
+		CHECK_EQUAL(stops, 0);
+		CHECK_EQUAL(host_events(), 0);
+	}
+}
+
+TEST(process_that_is_no_target)
+{
+	start();
+	host_map_delete("targets", &(__u32){PID});
+	end(start_span(NULL));
+	CHECK_EQUAL(stops, 0);
+	CHECK_EQUAL(host_events(), 0);
+}
+
+TEST(trace_id_is_fixed_at_its_source)
+{
+	struct sdk_context own = {.flags = 1};
+	struct span_frame server;
+	struct sdk_span *root;
+
+	start();
+	in(GET);
+	server = server_of(17);
+	own.span_id = new_span_id();
+	new_trace_id(&own);
+	CHECK_EQUAL(stops, 1);
+	CHECK_EQUAL(own.trace_id_low, server.trace_id_low);
+	CHECK_EQUAL(own.trace_id_high, server.trace_id_high);
+	root = build(NULL, &own);
+	CHECK_EQUAL(stops, 1); /* nothing is left to write */
+	end(root);
+	CHECK_EQUAL(stops, 2);
+	CHECK_EQUAL(root->parent_span_id, server.span_id);
+	CHECK_EQUAL(host_count(COUNT_ROOTS_ADOPTED), 1);
+}
+
+TEST(root_outside_of_any_request)
+{
+	struct sdk_span *root;
+
+	start();
+	root = start_span(NULL);
+	end(root);
+	CHECK_EQUAL(root->parent_span_id, 0);
+	CHECK_EQUAL(stops, 0);
+	CHECK_EQUAL(manual_event(0).relation, MANUAL_OTHER);
+	CHECK_EQUAL(manual_event(0).trace_id_low, root->context.trace_id_low);
+}
+
+TEST(root_with_two_requests_open)
+{
+	struct sdk_span *root;
+
+	start();
+	in(GET);
+	sys_accept(FD + 1, &host_tcp);
+	in_at(FD + 1, GET, sizeof(GET) - 1);
+	root = start_span(NULL);
+	end(root);
+	CHECK_EQUAL(stops, 0);
+	CHECK_EQUAL(root->parent_span_id, 0);
+}
+
+TEST(several_roots_of_a_request)
+{
+	struct span_frame server;
+	struct sdk_span *roots[3];
+
+	start();
+	in(GET);
+	server = server_of(17);
+	for (int i = 0; i < 3; i++) {
+		roots[i] = start_span(NULL);
+		end(roots[i]);
+		CHECK_IN_TRACE(roots[i], server);
+		CHECK_EQUAL(roots[i]->parent_span_id, server.span_id);
+	}
+	CHECK_EQUAL(host_count(COUNT_ROOTS_ADOPTED), 3);
+}
+
+/* As the branches of a join!: a root that starts while another is open. */
+TEST(root_within_a_root)
+{
+	for (__u32 mode = ADOPT_ACTIVE; mode <= ADOPT_SERVER; mode++) {
+		struct target settings = sdk_target;
+		struct sdk_span *outer, *inner;
+		struct span_frame server;
+
+		settings.adopt_mode = mode;
+		start_with(&settings);
+		in(GET);
+		server = server_of(17);
+		outer = start_span(NULL);
+		inner = start_span(NULL);
+		end(outer); /* in the wrong order */
+		end(inner);
+		CHECK_IN_TRACE(inner, server);
+		CHECK_EQUAL(outer->parent_span_id, server.span_id);
+		CHECK_EQUAL(inner->parent_span_id, mode == ADOPT_SERVER ? server.span_id : outer->context.span_id);
+		CHECK_EQUAL(active_of(17).span_id, server.span_id);
+	}
+}
+
+TEST(sampler_drops_a_root)
+{
+	struct sdk_context dropped = {};
+	struct span_frame server;
+	struct sdk_span *root;
+
+	start();
+	in(GET);
+	server = server_of(17);
+	dropped.span_id = new_span_id();
+	new_trace_id(&dropped); /* and nothing is built */
+	CHECK_EQUAL(host_live_frames(PID), 1);
+	root = start_span(NULL);
+	CHECK_EQUAL(active_of(17).span_id, root->context.span_id);
+	end(root);
+	CHECK_EQUAL(root->parent_span_id, server.span_id);
+}
+
+/* A trace id that the SDK did not make is the application's own choice. */
+TEST(root_with_an_id_of_the_applications)
+{
+	struct sdk_context own = {.trace_id_low = 5, .trace_id_high = 6, .span_id = 7, .flags = 1};
+	struct sdk_span *root;
+
+	start();
+	in(GET);
+	root = build(NULL, &own);
+	CHECK_EQUAL(root->context.trace_id_low, 5);
+	end(root);
+	CHECK_EQUAL(root->parent_span_id, 0);
+	CHECK_EQUAL(stops, 0);
+	CHECK_EQUAL(host_count(COUNT_ROOTS_UNWRITTEN), 1);
+	CHECK_EQUAL(manual_event(0).relation, MANUAL_OTHER);
+}
+
+TEST(unsampled_request_adopts_nothing)
+{
+	struct target settings = sdk_target;
+	struct sdk_span *root;
+
+	settings.sample_below = 0;
+	start_with(&settings);
+	in(GET);
+	root = start_span(NULL);
+	end(root);
+	CHECK_EQUAL(stops, 0);
+	CHECK_EQUAL(root->parent_span_id, 0);
+	CHECK_EQUAL(host_count(COUNT_ROOTS_UNSAMPLED), 1);
+	CHECK_EQUAL(manual_event(0).relation, MANUAL_OTHER);
+}
+
+/* ---- spans with a parent */
+
+TEST(local_parent_is_left_alone)
+{
+	struct sdk_span *root, *child, *grandchild;
+
+	start();
+	in(GET);
+	root = start_span(NULL);
+	child = start_span(&root->context);
+	grandchild = start_span(&child->context);
+	CHECK_EQUAL(active_of(17).span_id, grandchild->context.span_id);
+	end(grandchild);
+	CHECK_EQUAL(active_of(17).span_id, child->context.span_id);
+	end(child);
+	CHECK_EQUAL(active_of(17).span_id, root->context.span_id);
+	CHECK_EQUAL(stops, 1);
+	end(root);
+	CHECK_EQUAL(stops, 2);
+	CHECK_EQUAL(child->parent_span_id, root->context.span_id);
+	CHECK_EQUAL(grandchild->parent_span_id, child->context.span_id);
+	CHECK_EQUAL(manual_event(0).relation, MANUAL_CHILD);
+	CHECK_EQUAL(manual_event(1).relation, MANUAL_CHILD);
+	CHECK_EQUAL(manual_event(2).relation, MANUAL_ADOPTED);
+}
+
+/* The application extracted the traceparent itself: its span comes under the server span. */
+TEST(remote_parent_of_the_request)
+{
+	const struct sdk_context remote = {
+		.trace_id_low = REMOTE_LOW,
+		.trace_id_high = REMOTE_HIGH,
+		.span_id = REMOTE_PARENT,
+		.flags = 1,
+		.is_remote = 1,
+	};
+	struct target settings = sdk_target;
+
+	for (int i = 0; i < 3; i++) {
+		struct span_frame server;
+		struct sdk_span *span;
+
+		if (i == 1)
+			settings.layout.span_parent_is_remote = LAYOUT_ABSENT;
+		if (i == 2)
+			settings.adopt_mode = ADOPT_SERVER;
+		start_with(&settings);
+		in(GET_WITH_PARENT);
+		server = server_of(17);
+		CHECK_EQUAL(server.remote_parent, REMOTE_PARENT);
+		span = start_span(&remote);
+		CHECK_EQUAL(stops, 0);
+		CHECK_EQUAL(active_of(17).span_id, span->context.span_id);
+		end(span);
+		CHECK_EQUAL(stops, 1);
+		CHECK_EQUAL(span->parent_span_id, server.span_id);
+		CHECK_EQUAL(span->parent_is_remote, i ? 1 : 0);
+		CHECK_EQUAL(manual_event(0).relation, MANUAL_ADOPTED);
+		CHECK_EQUAL(manual_event(0).parent_span_id, server.span_id);
+		CHECK_EQUAL(host_count(COUNT_REMOTE_ADOPTED), 1);
+		CHECK_EQUAL(host_count(COUNT_ROOTS_ADOPTED), 0);
+	}
+}
+
+TEST(other_remote_parents_are_left_alone)
+{
+	const struct sdk_context parents[] = {
+		/* of another trace */
+		{.trace_id_low = 1, .trace_id_high = 2, .span_id = REMOTE_PARENT, .flags = 1, .is_remote = 1},
+		{.trace_id_low = REMOTE_LOW, .trace_id_high = 2, .span_id = REMOTE_PARENT, .is_remote = 1},
+		/* of this trace, but another span */
+		{.trace_id_low = REMOTE_LOW, .trace_id_high = REMOTE_HIGH, .span_id = 3, .is_remote = 1},
+		/* the same id, but local */
+		{.trace_id_low = REMOTE_LOW, .trace_id_high = REMOTE_HIGH, .span_id = REMOTE_PARENT},
+	};
+
+	for (int i = 0; i < 4; i++) {
+		struct sdk_span *span;
+
+		start();
+		in(GET_WITH_PARENT);
+		span = start_span(&parents[i]);
+		CHECK_EQUAL(host_live_frames(PID), i < 2 ? 1 : 2);
+		end(span);
+		CHECK_EQUAL(stops, 0);
+		CHECK_EQUAL(span->parent_span_id, parents[i].span_id);
+		CHECK_EQUAL(span->parent_is_remote, parents[i].is_remote);
+		CHECK_EQUAL(manual_event(0).relation, i < 2 ? MANUAL_OTHER : MANUAL_CHILD);
+		CHECK_EQUAL(host_live_frames(PID), 1);
+	}
+}
+
+/* ---- how spans end */
+
+TEST(second_end_does_nothing)
+{
+	struct sdk_span *root;
+
+	start();
+	in(GET);
+	root = start_span(NULL);
+	end(root);
+	host_forget_events();
+	end(root);
+	end_at(root, 5, 6);
+	CHECK_EQUAL(stops, 2);
+	CHECK_EQUAL(host_events(), 0);
+	CHECK_EQUAL(host_count(COUNT_MANUAL_SPANS), 1);
+	CHECK_EQUAL(host_live_frames(PID), 1);
+}
+
+TEST(ended_in_another_task)
+{
+	struct span_frame server;
+	struct sdk_span *root;
+
+	start();
+	in(GET);
+	server = server_of(17);
+	root = start_span(NULL);
+	host_thread(PID, TID + 1);
+	host_traced_by(TRACER);
+	host_tokio_task(18);
+	end(root);
+	CHECK_EQUAL(root->parent_span_id, server.span_id);
+	CHECK_EQUAL(active_of(17).span_id, server.span_id);
+	CHECK_EQUAL(host_live_frames(PID), 1);
+}
+
+TEST(outlives_its_request)
+{
+	struct span_frame server;
+	struct sdk_span *root;
+
+	start();
+	in(GET);
+	server = server_of(17);
+	root = start_span(NULL);
+	out(OK);
+	CHECK_EQUAL(host_live_slots(PID), 0);
+	end(root);
+	CHECK_EQUAL(root->parent_span_id, server.span_id);
+	CHECK_EQUAL(manual_event(0).relation, MANUAL_ADOPTED);
+	CHECK_EQUAL(host_live_slots(PID), 0);
+}
+
+TEST(never_ends)
+{
+	struct span_frame next;
+	struct sdk_span *root;
+
+	start();
+	in(GET);
+	start_span(NULL);
+	out(OK);
+	in(GET);
+	next = server_of(17);
+	root = start_span(NULL);
+	end(root);
+	CHECK_IN_TRACE(root, next);
+	CHECK_EQUAL(root->parent_span_id, next.span_id);
+}
+
+TEST(stack_overflows)
+{
+	struct sdk_span *spans[SPANS_DEPTH + 5];
+	struct span_frame server;
+
+	start();
+	in(GET);
+	server = server_of(17);
+	spans[0] = start_span(NULL);
+	for (int i = 1; i < SPANS_DEPTH + 5; i++)
+		spans[i] = start_span(&spans[i - 1]->context);
+	CHECK_EQUAL(host_count(COUNT_STACK_FULL), 6);
+	for (int i = SPANS_DEPTH + 4; i >= 0; i--) {
+		end(spans[i]);
+		CHECK_EQUAL(spans[i]->parent_span_id, i ? spans[i - 1]->context.span_id : server.span_id);
+	}
+	CHECK_EQUAL(host_live_frames(PID), 1);
+	CHECK_EQUAL(events_of_kind(EVENT_MANUAL_SPAN), SPANS_DEPTH + 5);
+}
+
+/* A span that has been forgotten is not touched at its end. */
+TEST(more_spans_than_are_remembered)
+{
+	struct sdk_span *spans[5];
+	struct span_frame server;
+
+	start();
+	host_map_limit("manual_spans", 3);
+	in(GET);
+	server = server_of(17);
+	for (int i = 0; i < 5; i++)
+		spans[i] = start_span(NULL);
+	for (int i = 0; i < 5; i++)
+		end(spans[i]);
+	CHECK_EQUAL(manual_event(0).relation, MANUAL_OTHER);
+	CHECK_EQUAL(manual_event(1).relation, MANUAL_OTHER);
+	for (__u32 i = 2; i < 5; i++)
+		CHECK_EQUAL(manual_event(i).relation, MANUAL_ADOPTED);
+	CHECK_EQUAL(spans[0]->parent_span_id, 0);
+	CHECK_EQUAL(spans[4]->parent_span_id, spans[3]->context.span_id);
+	CHECK_IN_TRACE(spans[0], server);
+	out(OK);
+	CHECK_EQUAL(host_live_slots(PID), 0);
+}
+
+/* What is found where the parent should be is not what the SDK put there: never write. */
+TEST(parent_is_not_where_the_layout_says)
+{
+	const struct adoption_event *adoption;
+	struct sdk_span *root, *child;
+
+	start();
+	in(GET);
+	root = start_span(NULL);
+	root->parent_span_id = 77;
+	end(root);
+	CHECK_EQUAL(root->parent_span_id, 77);
+	CHECK_EQUAL(stops, 1);
+	adoption = event_of_kind(EVENT_ADOPTION, 0);
+	CHECK(adoption && adoption->what == CHECK_PLAUSIBLE && adoption->adoption == ADOPTION_MISMATCH);
+	CHECK_EQUAL(manual_event(0).relation, MANUAL_UNWRITTEN);
+	CHECK_EQUAL(host_count(COUNT_PARENTS_UNWRITTEN), 1);
+
+	start();
+	in(GET);
+	root = start_span(NULL);
+	child = start_span(&root->context);
+	child->parent_span_id = 77;
+	end(child);
+	adoption = event_of_kind(EVENT_ADOPTION, 0);
+	CHECK(adoption && adoption->what == CHECK_PARENT_ID);
+	CHECK_EQUAL(target->adoption, ADOPTION_MISMATCH);
+	end(root);
+	CHECK_EQUAL(stops, 1);
+
+	for (int i = 0; i < 3; i++) {
+		start();
+		in(GET);
+		root = start_span(NULL);
+		if (i == 0)
+			root->start_seconds = 0;
+		else if (i == 1)
+			root->start_seconds = 1ULL << 40;
+		else
+			root->start_nanos = 1000000000;
+		end(root);
+		CHECK_EQUAL(root->parent_span_id, 0);
+		CHECK_EQUAL(target->adoption, ADOPTION_MISMATCH);
+		out(OK);
+		CHECK_EQUAL(host_live_slots(PID), 0);
+	}
+}
+
+/* It has ended all the same: the next root must not come under it. */
+TEST(end_of_a_span_that_cannot_be_read)
+{
+	struct span_frame server;
+	struct sdk_span *root;
+
+	start();
+	in(GET);
+	server = server_of(17);
+	root = start_span(NULL);
+	root->name = (const char *)0x1000;
+	end(root);
+	CHECK_EQUAL(host_count(COUNT_READ_FAULT), 1);
+	CHECK_EQUAL(events_of_kind(EVENT_MANUAL_SPAN), 0);
+	CHECK_EQUAL(root->parent_span_id, 0);
+	CHECK_EQUAL(active_of(17).span_id, server.span_id);
+}
+
+/* ---- the event */
+
+TEST(fields_of_a_manual_span)
+{
+	struct manual_span_event event;
+	struct sdk_span *root;
+
+	start();
+	in(GET);
+	root = start_span(NULL);
+	host.now = 7000000;
+	end(root);
+	event = manual_event(0);
+	CHECK_EQUAL(event.head.pid, PID);
+	CHECK(event.head.at >= 7000000);
+	CHECK_EQUAL(event.start_seconds, 1700000000);
+	CHECK_EQUAL(event.start_nanos, 5);
+	CHECK_EQUAL(event.end_seconds, 0);
+	CHECK_EQUAL(event.end_nanos, 0);
+	CHECK_EQUAL(event.trace_id_low, root->context.trace_id_low);
+	CHECK_EQUAL(event.trace_id_high, root->context.trace_id_high);
+	CHECK_EQUAL(event.span_id, root->context.span_id);
+	CHECK_EQUAL(event.parent_span_id, root->parent_span_id);
+	CHECK_EQUAL(event.flags, 1);
+	CHECK_EQUAL(event.status, MANUAL_STATUS_UNSET);
+	CHECK_EQUAL(event.kind, 2);
+	CHECK_EQUAL(event.name_length, sizeof(NAME) - 1);
+	CHECK(!memcmp(event.name, NAME, sizeof(NAME) - 1));
+
+	root = start_span(NULL);
+	root->status = 11;
+	end_at(root, 1700000009, 999999999);
+	event = manual_event(1);
+	CHECK_EQUAL(event.end_seconds, 1700000009);
+	CHECK_EQUAL(event.end_nanos, 999999999);
+	CHECK_EQUAL(event.status, MANUAL_STATUS_OK);
+
+	root = start_span(NULL);
+	root->status = 0x55aa;
+	end(root);
+	CHECK_EQUAL(manual_event(2).status, MANUAL_STATUS_ERROR);
+}
+
+TEST(names_of_every_length)
+{
+	char *name;
+
+	start();
+	name = sdk_allocate(300);
+	memset(name, 'n', 300);
+	for (__u32 length = 0; length < 300; length++) {
+		struct sdk_span *span = start_span(NULL);
+		struct manual_span_event event;
+
+		span->name = length ? name : NULL;
+		span->name_length = length;
+		end(span);
+		event = manual_event(length);
+		CHECK_EQUAL(event.name_length, length < SPAN_NAME_MAX ? length : SPAN_NAME_MAX);
+		for (__u32 i = 0; i < event.name_length; i++)
+			CHECK_EQUAL(event.name[i], 'n');
+	}
+}
+
+TEST(manual_spans_that_nobody_shows)
+{
+	struct target settings = sdk_target;
+	struct span_frame server;
+	struct sdk_span *root;
+
+	settings.wants_manual_spans = 0;
+	start_with(&settings);
+	in(GET);
+	server = server_of(17);
+	root = start_span(NULL);
+	end(root);
+	CHECK_EQUAL(root->parent_span_id, server.span_id);
+	CHECK_EQUAL(host_events(), 0);
+	CHECK_EQUAL(host_count(COUNT_MANUAL_SPANS), 1);
+}
+
+/* ---- writers */
+
+TEST(write_off_says_roots)
+{
+	const struct manual_root_event *event;
+	struct target settings = sdk_target;
+	struct sdk_span *root, *child;
+	struct span_frame server;
+
+	settings.write_mode = WRITE_OFF;
+	start_with(&settings);
+	in(GET);
+	server = server_of(17);
+	root = start_span(NULL);
+	child = start_span(&root->context);
+	end(child);
+	end(root);
+	CHECK_EQUAL(stops, 0);
+	CHECK_EQUAL(root->parent_span_id, 0);
+	CHECK_EQUAL(events_of_kind(EVENT_MANUAL_ROOT), 1);
+	event = event_of_kind(EVENT_MANUAL_ROOT, 0);
+	CHECK_EQUAL(event->server_span_id, server.span_id);
+	CHECK_EQUAL(event->trace_id_low, root->context.trace_id_low);
+	CHECK_EQUAL(event->trace_id_high, root->context.trace_id_high);
+	CHECK_EQUAL(event->span_id, root->context.span_id);
+	CHECK_EQUAL(event->flags, 1);
+	CHECK_EQUAL(manual_event(0).relation, MANUAL_OTHER);
+	/* Outside of a request there is nothing to say. */
+	out(OK);
+	end(start_span(NULL));
+	CHECK_EQUAL(events_of_kind(EVENT_MANUAL_ROOT), 1);
+}
+
+TEST(write_off_and_the_remote_parent_of_the_request)
+{
+	const struct sdk_context remote = {
+		.trace_id_low = REMOTE_LOW,
+		.trace_id_high = REMOTE_HIGH,
+		.span_id = REMOTE_PARENT,
+		.flags = 1,
+		.is_remote = 1,
+	};
+	struct target settings = sdk_target;
+	struct sdk_span *span;
+
+	settings.write_mode = WRITE_OFF;
+	start_with(&settings);
+	in(GET_WITH_PARENT);
+	span = start_span(&remote);
+	end(span);
+	CHECK_EQUAL(span->parent_span_id, REMOTE_PARENT);
+	CHECK_EQUAL(span->parent_is_remote, 1);
+	CHECK_EQUAL(stops, 0);
+	CHECK_EQUAL(host_live_frames(PID), 1);
+}
+
+TEST(kernel_writer)
+{
+	const struct sdk_context remote = {
+		.trace_id_low = REMOTE_LOW,
+		.trace_id_high = REMOTE_HIGH,
+		.span_id = REMOTE_PARENT,
+		.flags = 1,
+		.is_remote = 1,
+	};
+	struct target settings = sdk_target;
+	struct span_frame server;
+	struct sdk_span *root, *extracted;
+
+	settings.write_mode = WRITE_KERNEL;
+	settings.adoption = ADOPTION_UNVERIFIED;
+	start_with(&settings);
+	host_kernel_writes(true);
+	in(GET_WITH_PARENT);
+	server = server_of(17);
+	root = start_span(NULL);
+	CHECK_IN_TRACE(root, server);
+	extracted = start_span(&remote);
+	end(extracted);
+	end(root);
+	CHECK_EQUAL(root->parent_span_id, server.span_id);
+	CHECK_EQUAL(extracted->parent_span_id, server.span_id);
+	CHECK_EQUAL(extracted->parent_is_remote, 0);
+	CHECK_EQUAL(host.signals, 0);
+	CHECK_EQUAL(host_count(COUNT_ROOTS_ADOPTED), 1);
+	CHECK_EQUAL(host_count(COUNT_REMOTE_ADOPTED), 1);
+}
+
+static void check_left_alone(struct sdk_span *root, __u32 cause)
+{
+	struct span_frame server = server_of(17);
+
+	CHECK(root->context.trace_id_low != server.trace_id_low);
+	CHECK_EQUAL(server.span_id, active_of(17).span_id);
+	end(root);
+	CHECK_EQUAL(root->parent_span_id, 0);
+	CHECK_EQUAL(manual_event(0).relation, MANUAL_OTHER);
+	for (__u32 i = COUNT_ROOTS_UNSAMPLED; i <= COUNT_ROOTS_UNWRITTEN; i++)
+		CHECK_EQUAL(host_count(i), i == cause);
+	CHECK_EQUAL(host_count(COUNT_ROOTS_ADOPTED), 0);
+	CHECK_EQUAL(host_map_count("stop_requests"), 0);
+	out(OK);
+	CHECK_EQUAL(span_events(), 1);
+	CHECK_EQUAL(host_live_slots(PID), 0);
+}
+
+TEST(kernel_writer_that_cannot_write)
+{
+	struct target settings = sdk_target;
+	struct sdk_span *root;
+
+	settings.write_mode = WRITE_KERNEL;
+	start_with(&settings);
+	in(GET);
+	check_left_alone(start_span(NULL), COUNT_ROOTS_UNWRITTEN); /* kernel_writes is not set */
+	start_with(&settings);
+	host_kernel_writes(true);
+	host.fail_write_user = true;
+	in(GET);
+	check_left_alone(start_span(NULL), COUNT_ROOTS_UNWRITTEN);
+
+	/* The trace id could be written, the parent cannot: rather a trace without this edge. */
+	start_with(&settings);
+	host_kernel_writes(true);
+	in(GET);
+	root = start_span(NULL);
+	host.fail_write_user = true;
+	end(root);
+	CHECK_EQUAL(root->parent_span_id, 0);
+	CHECK_EQUAL(manual_event(0).relation, MANUAL_UNWRITTEN);
+	CHECK_EQUAL(manual_event(0).parent_span_id, 0);
+	CHECK_EQUAL(host_count(COUNT_PARENTS_UNWRITTEN), 1);
+}
+
+TEST(thread_that_blocks_the_signal)
+{
+	start();
+	host_block_signal(23);
+	in(GET);
+	check_left_alone(start_span(NULL), COUNT_ROOTS_SIGNAL_BLOCKED);
+	/* Other signals do not matter. */
+	start();
+	host_block_signal(22);
+	host_block_signal(24);
+	in(GET);
+	end(start_span(NULL));
+	CHECK_EQUAL(host_count(COUNT_ROOTS_ADOPTED), 1);
+}
+
+TEST(thread_without_the_tracer)
+{
+	for (__u32 tracer = 0; tracer < 2; tracer++) {
+		start();
+		host_traced_by(tracer); /* 1: by another */
+		in(GET);
+		check_left_alone(start_span(NULL), COUNT_ROOTS_NO_TRACER);
+		CHECK_EQUAL(host.signals, 0);
+	}
+}
+
+TEST(tracer_is_gone_before_the_end)
+{
+	struct sdk_span *root;
+
+	start();
+	in(GET);
+	root = start_span(NULL);
+	host_traced_by(0);
+	end(root);
+	CHECK_EQUAL(root->parent_span_id, 0);
+	CHECK_EQUAL(manual_event(0).relation, MANUAL_UNWRITTEN);
+	CHECK_EQUAL(host_count(COUNT_PARENTS_UNWRITTEN), 1);
+	CHECK_EQUAL(host_live_frames(PID), 1);
+}
+
+TEST(signal_that_cannot_be_sent)
+{
+	start();
+	host.fail_signal = true;
+	in(GET);
+	check_left_alone(start_span(NULL), COUNT_ROOTS_UNWRITTEN);
+}
+
+TEST(stop_requests_full)
+{
+	start();
+	host_map_limit("stop_requests", 0);
+	in(GET);
+	check_left_alone(start_span(NULL), COUNT_ROOTS_UNWRITTEN);
+	CHECK_EQUAL(host.signals, 0);
+}
+
+/* The tracer died between signal and stop: the id in memory is the SDK's own. */
+TEST(write_that_was_asked_for_and_did_not_happen)
+{
+	struct sdk_context own = {.trace_id_low = 5, .trace_id_high = 6, .flags = 1};
+	struct sdk_context *psc, *sc;
+	struct sdk_span *span;
+
+	start();
+	in(GET);
+	own.span_id = new_span_id();
+	host_probe(PROBE_NEW_TRACE_ID, &(struct host_registers){});
+	host_map_delete("stop_requests", &(__u32){TID});
+	psc = sdk_allocate(sizeof(*psc));
+	sc = sdk_allocate(sizeof(*sc));
+	*sc = own;
+	host_probe(PROBE_BUILD_RECORDING_SPAN, &(struct host_registers){.dx = (__u64)psc, .cx = (__u64)sc});
+	host_map_delete("stop_requests", &(__u32){TID});
+	span = sdk_allocate(sizeof(*span));
+	span->context = own;
+	span->data = DATA_SOME;
+	span->start_seconds = 1700000000;
+	host_probe(PROBE_ENSURE_ENDED, &(struct host_registers){.di = (__u64)span, .dx = END_NONE});
+	CHECK_EQUAL(host_map_count("stop_requests"), 0);
+	CHECK_EQUAL(manual_event(0).relation, MANUAL_UNWRITTEN);
+	CHECK_EQUAL(manual_event(0).trace_id_low, 5);
+	CHECK_EQUAL(host_count(COUNT_ROOTS_UNWRITTEN), 1);
+	CHECK_EQUAL(host_live_frames(PID), 1);
+}
+
+/* ---- faults */
+
+static struct sdk_span *days_spans[4];
+
+static void day(void)
+{
+	const struct sdk_context remote = {
+		.trace_id_low = REMOTE_LOW,
+		.trace_id_high = REMOTE_HIGH,
+		.span_id = REMOTE_PARENT,
+		.flags = 1,
+		.is_remote = 1,
+	};
+
+	in(GET_WITH_PARENT);
+	days_spans[0] = start_span(NULL);
+	days_spans[1] = start_span(&days_spans[0]->context);
+	days_spans[2] = start_span(&remote);
+	days_spans[3] = start_span(NULL);
+	for (int i = 3; i >= 0; i--)
+		end(days_spans[i]);
+	out(OK);
+	sys_close(FD);
+}
+
+/* Whatever fails: each span is either whole as the SDK made it, or whole as it should be. */
+static void check_the_day(__u64 server, bool is_known)
+{
+	for (int i = 0; i < 4; i++) {
+		const struct sdk_span *span = days_spans[i];
+		bool in_trace =
+			span->context.trace_id_low == REMOTE_LOW && span->context.trace_id_high == REMOTE_HIGH;
+
+		CHECK(in_trace || (span->context.trace_id_low > 0x1000 && span->context.trace_id_high > 0x1000 &&
+				   span->context.trace_id_low < 0x2000 && span->context.trace_id_high < 0x2000));
+		CHECK_EQUAL(span->context.flags, 1);
+		CHECK_EQUAL(span->start_seconds, 1700000000);
+		CHECK_EQUAL(span->name_length, sizeof(NAME) - 1);
+		CHECK(!memcmp(span->name, NAME, sizeof(NAME)));
+	}
+	CHECK(!days_spans[0]->parent_span_id || !is_known || days_spans[0]->parent_span_id == server);
+	CHECK_EQUAL(days_spans[1]->parent_span_id, days_spans[0]->context.span_id);
+	CHECK(days_spans[2]->parent_span_id == REMOTE_PARENT || !is_known ||
+	      days_spans[2]->parent_span_id == server);
+	CHECK_EQUAL(days_spans[2]->parent_is_remote, days_spans[2]->parent_span_id == REMOTE_PARENT);
+	for (int i = 0; i < 4; i++)
+		CHECK(days_spans[3]->parent_span_id == 0 ||
+		      days_spans[3]->parent_span_id != days_spans[3]->context.span_id);
+	CHECK_CLEAN();
+}
+
+TEST(every_read_of_the_sdk_fails_once)
+{
+	for (int mode = 0; mode < 2; mode++) {
+		struct target settings = sdk_target;
+		__u64 reads;
+
+		settings.adoption = mode ? ADOPTION_UNVERIFIED : ADOPTION_VERIFIED;
+		start_with(&settings);
+		day();
+		reads = host.reads_user;
+		CHECK_EQUAL(host_count(COUNT_ROOTS_ADOPTED), 2);
+		CHECK_EQUAL(host_count(COUNT_REMOTE_ADOPTED), 1);
+		check_the_day(span_event(0).span_id, true);
+		for (__u64 i = 1; i <= reads; i++) {
+			test_case("read %llu of %llu", i, reads);
+			start_with(&settings);
+			host.fail_read_user = i;
+			day();
+			check_the_day(span_events() ? span_event(0).span_id : 0, span_events() != 0);
+			CHECK(host_count(COUNT_READ_FAULT) <= 1);
+		}
+	}
+}
+
+TEST(every_update_of_the_sdk_fails_once)
+{
+	__u64 updates;
+
+	start();
+	day();
+	updates = host.updates;
+	for (__u64 i = 1; i <= updates; i++) {
+		test_case("update %llu of %llu", i, updates);
+		start();
+		host.fail_update = i + 1; /* the first is of the connection */
+		day();
+		check_the_day(span_events() ? span_event(0).span_id : 0, span_events() != 0);
+	}
+}
+
+TEST(every_read_of_kernel_memory_by_the_sdk_fails_once)
+{
+	__u64 reads;
+
+	start();
+	day();
+	reads = host.reads_kernel;
+	for (__u64 i = 1; i <= reads; i++) {
+		test_case("read %llu of %llu", i, reads);
+		start();
+		host.fail_read_kernel = i;
+		day();
+		CHECK(days_spans[1]->parent_span_id == days_spans[0]->context.span_id);
+	}
+}
+
+/* ---- the stop writer's guards */
+
+TEST(interrupted_wait_asks_for_a_stop)
+{
+	for (int i = 0; i < 2; i++) {
+		const struct stop_request *request;
+		__u32 tid = TID;
+
+		start();
+		sys_epoll_wait_returns(i, 0);
+		sys_epoll_wait_returns(i, 3);
+		sys_epoll_wait_returns(i, -22);
+		CHECK_EQUAL(host.signals, 0);
+		sys_epoll_wait_returns(i, -4);
+		CHECK_EQUAL(host.signals, 1);
+		request = host_map_lookup("stop_requests", &tid);
+		CHECK(request && !request->nr_writes && !request->returns);
+
+		start();
+		host_traced_by(0);
+		sys_epoll_wait_returns(i, -4);
+		host_traced_by(1);
+		sys_epoll_wait_returns(i, -4);
+		host_traced_by(TRACER);
+		host_block_signal(23);
+		sys_epoll_wait_returns(i, -4);
+		CHECK_EQUAL(host.signals, 0);
+
+		start();
+		host.fail_signal = true;
+		sys_epoll_wait_returns(i, -4);
+		CHECK_EQUAL(host_map_count("stop_requests"), 0);
+	}
+}
+
+TEST(merged_signal_is_told_to_the_tracer)
+{
+	struct stop_request request = {}, *told;
+	__u32 tid = TID;
+
+	start();
+	host_map_update("stop_requests", &tid, &request);
+	told = host_map_lookup("stop_requests", &tid);
+	host_signal_generated(23, PID, TID, false, 0);
+	host_signal_generated(23, PID, TID, true, 2);
+	host_signal_generated(22, PID, TID, false, 2);
+	host_signal_generated(23, PID, TID + 1, false, 2);
+	CHECK_EQUAL(told->merged, 0);
+	host_signal_generated(23, PID, TID, false, 2);
+	CHECK_EQUAL(told->merged, 1);
+	CHECK_EQUAL(host_map_count("stop_requests"), 1);
+}
