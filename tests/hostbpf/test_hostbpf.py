@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.hostbpf.build import HERE, MODEL, build, compiler
+from tests.hostbpf.fuzz import fuzz, seeds
 
 _TEST = re.compile(r"^(?:TEST|BAD_\w+)\((\w+)[,)]", re.MULTILINE)
 _FILES = sorted(path.name for path in HERE.glob("test_*.c"))
@@ -42,6 +43,17 @@ def test_spans_in_progress_under_threads(tmp_path: Path, sanitizers: str) -> Non
         env={**os.environ, "TSAN_OPTIONS": options},
     )
     assert not done.returncode, done.stderr
+
+
+@pytest.mark.slow
+def test_fuzzing_finds_nothing(tmp_path: Path) -> None:
+    """Twenty seconds from the seeds; `fuzz.py --seconds N` goes on where it left off."""
+    code, output = fuzz(tmp_path, 20)
+    assert not code, output
+
+
+def test_seeds_are_well() -> None:
+    assert len(set(seeds())) > 100
 
 
 @pytest.mark.parametrize("name", _TESTS)

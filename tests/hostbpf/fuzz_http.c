@@ -1,0 +1,268 @@
+/*
+ * Fuzzes the HTTP server programs: the input is a list of what happens on three descriptors.
+ *
+ *     settings, then any number of: operation, argument, bytes of a transfer
+ *
+ * settings: WITH_TASKS | WITH_DISCOVERY | WITH_SMALL_MAPS | WITH_FAULTS
+ * operation: bits 0-2 enum operation, bits 3-4 connection, bits 5-7 variety
+ * argument: length of the transfer, or what the operation makes of it
+ *
+ * fuzz.py makes the seeds in this form. Invariants, besides what the sanitizers find: when all is
+ * closed nothing is left; no more spans than requests, no more answered ones than responses; and
+ * the same spans come out when the same bytes arrive one by one.
+ */
+#include "http.h"
+#include "testing.h"
+
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define CONNECTIONS 3
+#define LENGTH_MAX 4096
+#define SPANS_MAX 1024
+
+enum {
+	WITH_TASKS = 1,
+	WITH_DISCOVERY = 2,
+	WITH_SMALL_MAPS = 4,
+	WITH_FAULTS = 8,
+};
+
+enum operation {
+	FUZZ_IN,
+	FUZZ_OUT,
+	FUZZ_IN_VECTOR,
+	FUZZ_OUT_VECTOR,
+	FUZZ_SENDFILE,
+	FUZZ_CONTROL,
+	FUZZ_IN_AGAIN, /* as FUZZ_IN: what matters most comes more often */
+	FUZZ_OUT_AGAIN,
+};
+
+enum control {
+	CONTROL_REOPEN,
+	CONTROL_SHUTDOWN,
+	CONTROL_DUP,
+	CONTROL_DUP2,
+	CONTROL_WAIT,
+	CONTROL_THREAD,
+	CONTROL_TASK,
+	CONTROL_FAULT,
+};
+
+/* What a connection has been sent, by a far simpler reckoning than the programs'. */
+struct traffic {
+	__u32 heads; /* empty lines */
+	__u32 responses; /* "HTTP/1." */
+	char last[3]; /* bytes in */
+	__u32 matched; /* bytes out, of "HTTP/1." */
+};
+
+static struct traffic traffics[CONNECTIONS];
+static __u32 accepted;
+
+static struct server_span_event spans[SPANS_MAX];
+
+void test_fail(const char *file, int line, const char *format, ...)
+{
+	va_list arguments;
+
+	fprintf(stderr, "%s:%d: ", file, line);
+	va_start(arguments, format);
+	vfprintf(stderr, format, arguments);
+	va_end(arguments);
+	fputc('\n', stderr);
+	abort();
+}
+
+void test_case(const char *format, ...)
+{
+	(void)format;
+}
+
+static void reckon(struct traffic *traffic, bool is_out, const uint8_t *bytes, size_t size)
+{
+	static const char version[] = "HTTP/1.";
+
+	for (size_t i = 0; i < size; i++) {
+		char c = (char)bytes[i];
+
+		if (is_out) {
+			traffic->matched = c == version[traffic->matched] ? traffic->matched + 1 : c == 'H';
+			if (version[traffic->matched])
+				continue;
+			traffic->responses++;
+			traffic->matched = 0;
+		} else {
+			if (c == '\n' &&
+			    (traffic->last[2] == '\n' || (traffic->last[2] == '\r' && traffic->last[1] == '\n')))
+				traffic->heads++;
+			traffic->last[1] = traffic->last[2];
+			traffic->last[2] = c;
+		}
+	}
+}
+
+static void transfer(enum host_call call, int fd, const uint8_t *bytes, size_t size, bool as_vector)
+{
+	struct host_piece pieces[3] = {{bytes, size}};
+
+	if (as_vector && size) {
+		pieces[0].size = bytes[0] % size;
+		pieces[1] = (struct host_piece){bytes, 0};
+		pieces[2] = (struct host_piece){bytes + pieces[0].size, size - pieces[0].size};
+	}
+	sys_transfer(call, fd, pieces, as_vector && size ? 3 : 1, -1, 0);
+}
+
+static void control(enum control kind, int connection, __u8 argument)
+{
+	int fd = FD + connection;
+
+	switch (kind) {
+	case CONTROL_REOPEN:
+		sys_close(fd);
+		if (argument & 1)
+			host_reuse_address();
+		if (argument & 2)
+			host_open(fd, &host_tcp);
+		else
+			sys_accept(fd, &host_tcp);
+		accepted++;
+		break;
+	case CONTROL_SHUTDOWN:
+		sys_shutdown(fd, argument % 3);
+		break;
+	case CONTROL_DUP:
+		if (host_is_open(fd + CONNECTIONS))
+			sys_close(fd + CONNECTIONS);
+		else
+			sys_dup(fd, fd + CONNECTIONS);
+		break;
+	case CONTROL_DUP2:
+		if (argument & 1)
+			sys_dup2(fd, FD + argument / 2 % CONNECTIONS);
+		else
+			sys_dup3(fd, FD + argument / 2 % CONNECTIONS);
+		break;
+	case CONTROL_WAIT:
+		sys_epoll_wait(argument % 3);
+		break;
+	case CONTROL_THREAD:
+		host_thread(PID, TID + argument % 3);
+		break;
+	case CONTROL_TASK:
+		host_tokio_task(argument % 5);
+		break;
+	case CONTROL_FAULT:
+		host.fail_read_user = host.reads_user + 1 + argument;
+		break;
+	}
+}
+
+/* Plays the input and closes all; the number of spans that came, which are in `spans`. */
+static __u32 play(const uint8_t *input, size_t size, bool one_by_one)
+{
+	__u32 settings = input[0], heads = 0, responses = 0, answered = 0, nr;
+
+	memset(traffics, 0, sizeof(traffics));
+	accepted = CONNECTIONS;
+	if (settings & WITH_TASKS)
+		http_start_tokio(1);
+	else
+		http_start();
+	if (settings & WITH_DISCOVERY)
+		host_map_update("listening", (__u32[]){PID, 8080}, &(__u8){1});
+	if (settings & WITH_SMALL_MAPS) {
+		host_map_limit("connections", 2);
+		host_map_limit("queued_requests", 3);
+	}
+	for (int i = 0; i < CONNECTIONS; i++)
+		sys_accept(FD + i, &host_tcp);
+
+	for (size_t at = 1; at + 2 <= size;) {
+		enum operation operation = input[at] & 7;
+		int connection = (input[at] >> 3) % 4 % CONNECTIONS, variety = input[at] >> 5;
+		__u8 argument = input[at + 1];
+		size_t length = argument;
+
+		at += 2;
+		if (operation == FUZZ_SENDFILE) {
+			sys_sendfile(FD + connection, argument);
+			continue;
+		}
+		if (operation == FUZZ_CONTROL) {
+			if (variety != CONTROL_FAULT || settings & WITH_FAULTS)
+				control((enum control)variety, connection, argument);
+			continue;
+		}
+		if (length > size - at)
+			length = size - at;
+		/* After dup2 two descriptors may be one connection: all that either was sent counts for both. */
+		for (int i = 0; i < CONNECTIONS; i++)
+			reckon(&traffics[i], operation % 2, input + at, length);
+		for (size_t i = 0; one_by_one && i < length; i++)
+			transfer(operation % 2 ? CALL_WRITE : CALL_READ, FD + connection, input + at + i, 1,
+				 false);
+		if (!one_by_one && (operation == FUZZ_IN_VECTOR || operation == FUZZ_OUT_VECTOR))
+			transfer((operation % 2 ? CALL_WRITEV : CALL_READV) + variety % 2, FD + connection,
+				 input + at, length, true);
+		else if (!one_by_one)
+			transfer((operation % 2 ? CALL_WRITE : CALL_READ) + variety % 4, FD + connection,
+				 input + at, length, false);
+		at += length;
+	}
+	for (int i = 0; i < 2 * CONNECTIONS; i++)
+		if (host_is_open(FD + i))
+			sys_close(FD + i);
+
+	CHECK_EQUAL(host_map_count("connections"), 0);
+	CHECK_EQUAL(host_map_count("queued_requests"), 0);
+	CHECK_EQUAL(host_live_slots(PID), 0);
+	CHECK_EQUAL(host_count(COUNT_SLOT_BUSY), 0);
+	CHECK_EQUAL(host_count(COUNT_CONNECTION_BUSY), 0);
+	heads = traffics[0].heads;
+	responses = traffics[0].responses;
+	nr = span_events();
+	for (__u32 i = 0; i < nr; i++) {
+		spans[i % SPANS_MAX] = span_event(i);
+		answered += spans[i % SPANS_MAX].status != 0;
+		if (spans[i % SPANS_MAX].ended_by == END_RESPONSE || spans[i % SPANS_MAX].ended_by == END_UPGRADED)
+			CHECK(spans[i % SPANS_MAX].status >= 100);
+	}
+	CHECK(nr <= heads);
+	CHECK(answered <= responses);
+	CHECK_EQUAL(nr, host_count(COUNT_SERVER_SPANS));
+	CHECK(host_events() - nr <= accepted * 2);
+	return nr;
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *input, size_t size);
+
+int LLVMFuzzerTestOneInput(const uint8_t *input, size_t size)
+{
+	static struct server_span_event whole[SPANS_MAX];
+	__u32 nr, tls;
+
+	if (size < 3 || size > LENGTH_MAX)
+		return 0;
+	nr = play(input, size, false);
+	tls = (__u32)host_count(COUNT_TLS);
+	/* Discovery and TLS are told by the first bytes of one call; faults strike by the call's number. */
+	if (input[0] & (WITH_DISCOVERY | WITH_FAULTS) || tls || nr > SPANS_MAX)
+		return 0;
+	memcpy(whole, spans, sizeof(whole));
+	CHECK_EQUAL(play(input, size, true), nr);
+	for (__u32 i = 0; i < nr; i++) {
+		whole[i].head.at = spans[i].head.at;
+		whole[i].start = spans[i].start;
+		/* Beyond their lengths are bytes of the request before, which nobody looks at. */
+		CHECK(!memcmp(&whole[i], &spans[i], offsetof(struct server_span_event, host)));
+		CHECK(!memcmp(whole[i].host, spans[i].host, spans[i].host_length));
+		CHECK(!memcmp(whole[i].user_agent, spans[i].user_agent, spans[i].user_agent_length));
+		CHECK(!memcmp(whole[i].target, spans[i].target, spans[i].target_length));
+	}
+	return 0;
+}
