@@ -7,6 +7,7 @@ import json
 import os
 import signal
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -290,3 +291,21 @@ def test_several_services_at_once(tmp_path: Path) -> None:
             assert agent.stop() == 0
         assert paths_in(export) >= {"/first", "/nested/2"}
         assert not (PINS / str(second.pid)).exists()
+
+
+def test_agents_that_come_and_go_at_the_same_time() -> None:
+    """Each tidies up what others left: never what another one is just making."""
+    with contextlib.ExitStack() as stack:
+        services = [stack.enter_context(Service(binary("minimal", "release"))) for _ in range(4)]
+        pool = stack.enter_context(ThreadPoolExecutor(len(services)))
+
+        def turn(service: Service) -> str:
+            with attach(service.pid, "--export", "json:/dev/null") as agent:
+                there = (PINS / str(service.pid) / "spans_in_progress").exists()
+                assert get(service.address, "/").status == 200
+                code = agent.stop()
+            return "" if there and code == 0 else agent.messages.join()
+
+        for _ in range(3):
+            assert list(pool.map(turn, services)) == [""] * len(services)
+        assert not [service.pid for service in services if (PINS / str(service.pid)).exists()]
