@@ -16,6 +16,7 @@ from spanweld import layouts
 from spanweld.bpf import events
 from spanweld.bpf.clock import Clock
 from spanweld.bpf.host import Host, look_at_host
+from spanweld.bpf.keeper import LinkKeeper
 from spanweld.bpf.libbpf import BpfMap, BpfObject, Libbpf, Link
 from spanweld.bpf.pins import PinFolder, remove_stale
 from spanweld.bpf.ring import RingReader
@@ -226,6 +227,7 @@ class Agent:
         self._root_links = RootLinks()
         self._object: BpfObject | None = None
         self._ring: RingReader | None = None
+        self._keeper: LinkKeeper | None = None
         self._host_facts = read_host()
         self._opaque = 0
         self._decoders: dict[int, Decoder] = {
@@ -243,6 +245,7 @@ class Agent:
         host.require()
         self._exporters = make_exporters(self._settings, sys.stdout, self._say)
         remove_stale()
+        self._keeper = LinkKeeper()
         self._object, choice = load_programs(self._settings, host)
         tracepoints = [
             probe
@@ -297,7 +300,7 @@ class Agent:
                 for port in listening_ports(pid):
                     listening.set(events.LISTENING_KEY.pack(pid, port), b"\1")
             for point in plan.points:
-                link = self._bpf.attach_uprobe(point.probe.program, pid, image, point.offset)
+                link = self._bpf.attach_uprobe(point.probe.program, pid, image, point.offset, self._keeper)
                 target.links.append((point.probe, link))
             target.pidfd = os.pidfd_open(pid)
         except ProcessLookupError:
@@ -503,6 +506,9 @@ class Agent:
         if self._object is not None:
             self._object.close()
             self._object = None
+        if self._keeper is not None:
+            self._keeper.close()
+            self._keeper = None
         self._selector.close()
 
 

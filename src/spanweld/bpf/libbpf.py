@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from spanweld.bpf.keeper import LinkKeeper
 from spanweld.errors import HostError
 from spanweld.model import FileOffset, Pid
 
@@ -73,6 +74,7 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "bpf_program__attach": (c_void_p, (c_void_p,)),
     "bpf_program__attach_uprobe": (c_void_p, (c_void_p, c_bool, c_int, c_char_p, c_size_t)),
     "bpf_link__destroy": (c_int, (c_void_p,)),
+    "bpf_link__fd": (c_int, (c_void_p,)),
     "libbpf_set_print": (c_void_p, (_PRINT,)),
     "libbpf_num_possible_cpus": (c_int, ()),
     "libbpf_major_version": (c_uint32, ()),
@@ -186,17 +188,26 @@ class BpfMap:
 
 
 class Link:
-    """An attached program; ``detach`` or the end of the process takes it off."""
+    """An attached program; ``detach`` or the end of the process takes it off.
 
-    def __init__(self, library: Libbpf, pointer: int) -> None:
+    With a keeper, the end of the process and of the keeper.
+    """
+
+    def __init__(self, library: Libbpf, pointer: int, keeper: LinkKeeper | None = None) -> None:
         self._library = library
         self._pointer: int | None = pointer
+        self._keeper = keeper
+        self._fd = int(library.bpf_link__fd(pointer))
+        if keeper:
+            keeper.hold(self._fd)
 
     def detach(self) -> None:
         """Takes the program off; a second call does nothing."""
         if self._pointer is not None:
             self._library.bpf_link__destroy(self._pointer)
             self._pointer = None
+            if self._keeper:
+                self._keeper.let_go(self._fd)
 
 
 class BpfObject:
@@ -295,13 +306,15 @@ class BpfObject:
         pointer = self.library.bpf_program__attach(self._program(program))
         return Link(self.library, self.library.check_pointer(pointer, f"cannot attach {program}"))
 
-    def attach_uprobe(self, program: str, pid: Pid, image: Path, offset: FileOffset) -> Link:
+    def attach_uprobe(
+        self, program: str, pid: Pid, image: Path, offset: FileOffset, keeper: LinkKeeper | None = None
+    ) -> Link:
         """Attaches a program to one instruction of an image, in one process."""
         pointer = self.library.bpf_program__attach_uprobe(
             self._program(program), False, pid, str(image).encode(), offset
         )
         what = f"cannot attach {program} at {image}+{offset:#x} in process {pid}"
-        return Link(self.library, self.library.check_pointer(pointer, what))
+        return Link(self.library, self.library.check_pointer(pointer, what), keeper)
 
     def programs(self) -> list[str]:
         """Names of all programs."""
