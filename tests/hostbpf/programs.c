@@ -13,7 +13,13 @@ static inline unsigned long long host_load64(const void *from)
 	return word;
 }
 
+static inline void host_store64(void *to, unsigned long long word)
+{
+	__builtin_memcpy(to, &word, sizeof(word));
+}
+
 #define load64(pointer) host_load64(pointer)
+#define store64(pointer, value) host_store64(pointer, value)
 
 #include "http_server.bpf.c"
 #include "otel_sdk.bpf.c"

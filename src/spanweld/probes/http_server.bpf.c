@@ -21,9 +21,10 @@
 #define F_DUPFD_CLOEXEC 1030
 
 #define HEAD_MAX 16384
-#define LINE_MAX 448   /* what is kept of a line */
-#define LINE_STEP 64   /* bytes read at a time */
-#define SCAN_STEPS 1024 /* reads, skipped bodies and buffers of one system call */
+#define LINE_MAX 448 /* what is kept of a line */
+#define LINE_STEP 64 /* bytes looked at in one step */
+#define WINDOW 512 /* bytes read of the target at a time: each read costs as much as three steps */
+#define SCAN_STEPS 1024 /* steps, skipped bodies and buffers of one system call */
 #define IOV_MAX 1024
 #define QUEUE_MAX 16
 #define EXCLUDED_MAX 16
@@ -43,7 +44,7 @@ enum parse_state {
 /* One way of a connection: what has been seen of the message under way. */
 struct direction {
 	__u64 body_left; /* BODY_COUNTED, CHUNK_DATA: bytes until the next state */
-	__u64 started;	 /* time of the message's first byte */
+	__u64 started; /* time of the message's first byte */
 	__u64 content_length;
 	__u32 head_length;
 	__u32 line_length; /* of the line under way; what exceeds LINE_MAX is not kept */
@@ -69,7 +70,7 @@ struct connection {
 	__u32 pid;
 	__u32 references; /* descriptors */
 	__u8 requests_open; /* 1: requests[active] waits for its response */
-	__u8 active;	    /* index in requests; the other one is being read */
+	__u8 active; /* index in requests; the other one is being read */
 	__u8 said_opaque;
 	__u8 pad;
 	__u32 queue_head; /* numbers of pipelined requests in `queued_requests` */
@@ -78,11 +79,12 @@ struct connection {
 	struct direction in;
 	struct direction out;
 	struct server_span_event requests[2];
+	char window[WINDOW + LINE_STEP]; /* of the system call under way; past WINDOW is only slack */
 };
 
 struct connection_key {
 	__u64 socket; /* struct sock; */
-	__u64 inode;  /* its inode number, since addresses come back */
+	__u64 inode; /* its inode number, since addresses come back */
 	__u32 pid;
 	__u32 pad;
 };
@@ -132,7 +134,7 @@ struct excluded_path {
 const volatile struct excluded_path excluded_paths[EXCLUDED_MAX] = {};
 
 /* What a new connection is copied from: too large for the stack. */
-static const struct connection new_connection = { .references = 1 };
+static const struct connection new_connection = {.references = 1};
 
 /* The way through the buffers of one system call. */
 struct scan {
@@ -142,21 +144,23 @@ struct scan {
 	__u64 vector; /* address of the next struct iovec, 0: none */
 	__u64 base;
 	__u64 in_buffer; /* bytes left in this buffer */
-	__u64 left;	 /* bytes left of the system call */
+	__u64 left; /* bytes left of the system call */
 	__u64 now;
 	__u32 pid;
 	__u32 is_out;
+	__u32 window_at; /* what is left of the window begins at `base` */
+	__u32 window_left;
 };
 
 #ifndef load64
 #define load64(pointer) (*(const __u64 *)(pointer))
-#define load32(pointer) (*(const __u32 *)(pointer))
+#define store64(pointer, value) (*(__u64 *)(pointer) = (value))
 #endif
 
 #define LOWER 0x2020202020202020ULL
 #define FIRST_BYTES(n) ((1ULL << (8 * (n))) - 1)
-#define TEXT8(a, b, c, d, e, f, g, h)                                                                        \
-	((__u64)(a) | (__u64)(b) << 8 | (__u64)(c) << 16 | (__u64)(d) << 24 | (__u64)(e) << 32 |             \
+#define TEXT8(a, b, c, d, e, f, g, h)                                                                             \
+	((__u64)(a) | (__u64)(b) << 8 | (__u64)(c) << 16 | (__u64)(d) << 24 | (__u64)(e) << 32 |                  \
 	 (__u64)(f) << 40 | (__u64)(g) << 48 | (__u64)(h) << 56)
 
 static __always_inline char line_char(const struct direction *d, __u32 at)
@@ -225,8 +229,8 @@ static __always_inline bool parse_length(const struct direction *d, __u32 from, 
  */
 #define HEX 0x80
 #define UPPER 0x40
-#define HEX6(more, from)                                                                                     \
-	HEX | more | (from), HEX | more | (from + 1), HEX | more | (from + 2), HEX | more | (from + 3),      \
+#define HEX6(more, from)                                                                                          \
+	HEX | more | (from), HEX | more | (from + 1), HEX | more | (from + 2), HEX | more | (from + 3),           \
 		HEX | more | (from + 4), HEX | more | (from + 5)
 static const __u8 hex_digits[256] = {
 	['0'] = HEX6(0, 0), HEX | 6, HEX | 7, HEX | 8, HEX | 9, ['a'] = HEX6(0, 10), ['A'] = HEX6(UPPER, 10),
@@ -458,8 +462,9 @@ GLOBAL int parse_status_line(struct direction *d)
 
 	if (!d)
 		return -OPAQUE_FRAMING;
+	/* 13: "HTTP/1.1 200" and the end of the line; what is behind that end is not of it */
 	if ((load64(d->line) & FIRST_BYTES(7)) != TEXT8('H', 'T', 'T', 'P', '/', '1', '.', 0) ||
-	    d->line[8] != ' ')
+	    d->line[8] != ' ' || d->line_length < 13)
 		return -OPAQUE_FRAMING;
 	for (int i = 9; i < 12; i++) {
 		__u32 digit = (__u32)(__u8)d->line[i] - '0';
@@ -888,7 +893,8 @@ static __always_inline __u32 find_newline(const char *text)
 
 		if (zero)
 			/* bytes below the lowest zero byte, counted by a multiplication */
-			return i + (((((zero - 1) & ~zero) & 0x0101010101010101ULL) * 0x0101010101010101ULL) >> 56) -
+			return i +
+			       (((((zero - 1) & ~zero) & 0x0101010101010101ULL) * 0x0101010101010101ULL) >> 56) -
 			       1;
 	}
 	return LINE_STEP;
@@ -899,6 +905,12 @@ static __always_inline void advance(struct scan *s, __u64 count)
 	s->base += count;
 	s->in_buffer -= count;
 	s->left -= count;
+	if (count < s->window_left) {
+		s->window_at += count;
+		s->window_left -= count;
+	} else {
+		s->window_left = 0;
+	}
 }
 
 /* One piece: a buffer to begin, a stretch of body to skip, or up to LINE_STEP bytes of a line. */
@@ -945,12 +957,19 @@ static long scan_step(__u32 index, void *context)
 	at = d->line_length;
 	if (at > LINE_MAX)
 		at = LINE_MAX;
-	want = here < LINE_STEP ? here : LINE_STEP;
-	if (bpf_probe_read_user(&d->line[at], want, (void *)s->base)) {
-		count(COUNT_READ_FAULT);
-		make_opaque(c, s->is_out, OPAQUE_FRAMING);
-		return 1;
+	if (!s->window_left) {
+		want = here < WINDOW ? here : WINDOW;
+		if (bpf_probe_read_user(c->window, want, (void *)s->base)) {
+			count(COUNT_READ_FAULT);
+			make_opaque(c, s->is_out, OPAQUE_FRAMING);
+			return 1;
+		}
+		s->window_at = 0;
+		s->window_left = want;
 	}
+	want = s->window_left < LINE_STEP ? s->window_left : LINE_STEP;
+	for (int i = 0; i < LINE_STEP; i += 8)
+		store64(&d->line[at + i], load64(&c->window[(s->window_at & (WINDOW - 1)) + i]));
 	if (d->state == START_LINE && !d->line_length) {
 		/* A TLS record of the handshake: content type 22, version 3.x */
 		if (!s->is_out && want > 2 && d->line[0] == 0x16 && d->line[1] == 3) {
@@ -1066,7 +1085,7 @@ static __always_inline struct connection *add_connection(struct connection_key *
 static __always_inline struct connection *discover(struct connection_key *key, struct sock *sock, __u64 base,
 						   __u64 vector)
 {
-	struct listening_key port = { .pid = key->pid };
+	struct listening_key port = {.pid = key->pid};
 	__u64 word = 0, iov[2];
 	bool begins = false;
 
@@ -1153,8 +1172,7 @@ static __always_inline int traffic(__s32 fd, __u64 base, __u64 vector, __s64 len
 }
 
 /* The arguments are still in the registers that the thread entered the kernel with. */
-#define ARGUMENTS(regs)                                                                                      \
-	struct pt_regs *regs = (struct pt_regs *)bpf_task_pt_regs(bpf_get_current_task_btf())
+#define ARGUMENTS(regs) struct pt_regs *regs = (struct pt_regs *)bpf_task_pt_regs(bpf_get_current_task_btf())
 
 static __always_inline bool is_traced(void)
 {
@@ -1275,8 +1293,7 @@ int http_sendfile(struct syscall_exit *ctx)
 	scan.target = target;
 	scan.pid = key.pid;
 	scan.is_out = true;
-	if ((c->out.state != BODY_COUNTED && c->out.state != CHUNK_DATA) ||
-	    (__u64)ctx->ret > c->out.body_left) {
+	if ((c->out.state != BODY_COUNTED && c->out.state != CHUNK_DATA) || (__u64)ctx->ret > c->out.body_left) {
 		make_opaque(c, true, OPAQUE_FRAMING);
 	} else {
 		c->out.body_left -= ctx->ret;

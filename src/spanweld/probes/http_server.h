@@ -25,9 +25,9 @@ enum http_method {
 /* Why a server span ended. */
 enum http_end {
 	END_RESPONSE = 0, /* its response is complete */
-	END_CLOSED,	  /* the connection was closed before the response was complete */
-	END_UPGRADED,	  /* the connection speaks another protocol from here on */
-	END_UNFRAMED,	  /* the response could not be followed any further */
+	END_CLOSED, /* the connection was closed before the response was complete */
+	END_UPGRADED, /* the connection speaks another protocol from here on */
+	END_UNFRAMED, /* the response could not be followed any further */
 };
 
 /* Addresses of a connection. IPv4 addresses are in the first four bytes. */
@@ -43,12 +43,12 @@ struct http_addresses {
 /* EVENT_SERVER_SPAN: a request and its response. Sent up to the end of `target` that is in use. */
 struct server_span_event {
 	struct event_head head; /* at: when the span ended */
-	__u64 start;		/* CLOCK_MONOTONIC, ns: first byte of the request */
+	__u64 start; /* CLOCK_MONOTONIC, ns: first byte of the request */
 	__u64 trace_id_low;
 	__u64 trace_id_high;
 	__u64 span_id;
 	__u64 parent_span_id; /* of the remote parent, 0: none */
-	__u64 task_key;	      /* the task whose stack holds the span */
+	__u64 task_key; /* the task whose stack holds the span */
 	struct http_addresses addresses;
 	__u16 status; /* 0: no response */
 	__u16 target_length; /* bytes of `target` in use */

@@ -28,7 +28,7 @@ struct root_start {
 	__u64 trace_id_low; /* noted when new_trace_id returned */
 	__u64 trace_id_high;
 	__u64 span_id; /* noted when new_span_id returned */
-	__u8 began;    /* new_trace_id was entered */
+	__u8 began; /* new_trace_id was entered */
 	__u8 trace_noted;
 	__u8 span_noted;
 	__u8 pad[5];
@@ -52,7 +52,7 @@ struct manual_span {
 	__u64 task_key; /* whose stack holds it */
 	__u64 trace_id_low;
 	__u64 trace_id_high;
-	__u64 parent;	     /* what its parent is to be, or, of a child, already is */
+	__u64 parent; /* what its parent is to be, or, of a child, already is */
 	__u64 parent_before; /* of an adopted one: what the SDK has in that place */
 	__u8 adopted;
 	__u8 remote; /* its remote parent was the server span's own */
@@ -263,10 +263,10 @@ static __always_inline __u32 write_trace_id(const struct target *target, struct 
 	__u64 address = ctx->cx + target->layout.context_trace_id;
 
 	if (kernel_writes && target->write_mode == WRITE_KERNEL) {
-		__u64 trace_id[2] = { server->trace_id_low, server->trace_id_high };
+		__u64 trace_id[2] = {server->trace_id_low, server->trace_id_high};
 
-		return bpf_probe_write_user((void *)address, trace_id, sizeof(trace_id)) ? COUNT_ROOTS_UNWRITTEN :
-											   COUNT_MAX;
+		return bpf_probe_write_user((void *)address, trace_id, sizeof(trace_id)) ? COUNT_ROOTS_UNWRITTEN
+											 : COUNT_MAX;
 	}
 	if (target->write_mode == WRITE_STOP) {
 		struct stop_request request = {};
@@ -385,12 +385,12 @@ int otel_build_recording_span(struct pt_regs *ctx)
 /* Whether what the layout finds in the Span can be a span's: a start time of this era. */
 static __always_inline bool is_plausible(const struct manual_span_event *event)
 {
-	return event->start_seconds > 0 && event->start_seconds < (1ULL << 34) &&
-	       event->start_nanos < NANOSECONDS;
+	return event->start_seconds > 0 && event->start_seconds < (1ULL << 34) && event->start_nanos < NANOSECONDS;
 }
 
 /* Puts the parent into the Span that is about to be exported. */
-static __always_inline bool write_parent(const struct target *target, struct pt_regs *ctx, __u64 parent, bool remote)
+static __always_inline bool write_parent(const struct target *target, struct pt_regs *ctx, __u64 parent,
+					 bool remote)
 {
 	__u64 address = ctx->di + target->layout.span_parent_id;
 	__u64 flag = ctx->di + target->layout.span_parent_is_remote;
@@ -433,9 +433,9 @@ static __always_inline bool read_span(struct manual_span_event *event, const str
 	    !read_u64(&status, address + layout->span_status) ||
 	    bpf_probe_read_user(&event->kind, 1, (void *)(address + layout->span_kind)))
 		return false;
-	event->status = status == layout->status_unset ? MANUAL_STATUS_UNSET :
-			status == layout->status_ok    ? MANUAL_STATUS_OK :
-							 MANUAL_STATUS_ERROR;
+	event->status = status == layout->status_unset ? MANUAL_STATUS_UNSET
+			: status == layout->status_ok  ? MANUAL_STATUS_OK
+						       : MANUAL_STATUS_ERROR;
 	if (length > SPAN_NAME_MAX)
 		length = SPAN_NAME_MAX;
 	if (length && bpf_probe_read_user(event->name, length, (void *)name))

@@ -9,8 +9,8 @@
 /* How the SDK's span stands to the agent's. */
 enum manual_relation {
 	MANUAL_OTHER = 0, /* outside any request, or of a trace of its own */
-	MANUAL_CHILD,	  /* its parent is a local span */
-	MANUAL_ADOPTED,	  /* trace id and parent are those of the active span, by us */
+	MANUAL_CHILD, /* its parent is a local span */
+	MANUAL_ADOPTED, /* trace id and parent are those of the active span, by us */
 	MANUAL_UNWRITTEN, /* should have been adopted; the write did not happen */
 };
 
@@ -24,7 +24,7 @@ enum manual_status {
 struct manual_span_event {
 	struct event_head head;
 	__u64 start_seconds; /* since the epoch, as the span has it */
-	__u64 end_seconds;   /* 0: ended now, at head.at */
+	__u64 end_seconds; /* 0: ended now, at head.at */
 	__u64 trace_id_low;
 	__u64 trace_id_high;
 	__u64 span_id;
@@ -33,8 +33,8 @@ struct manual_span_event {
 	__u32 end_nanos;
 	__u8 flags;
 	__u8 relation; /* enum manual_relation */
-	__u8 status;   /* enum manual_status */
-	__u8 kind;     /* as the layout has it */
+	__u8 status; /* enum manual_status */
+	__u8 kind; /* as the layout has it */
 	__u16 name_length;
 	__u16 pad;
 	char name[SPAN_NAME_MAX];
@@ -54,7 +54,7 @@ struct manual_root_event {
 struct adoption_event {
 	struct event_head head;
 	__u32 adoption; /* enum adoption */
-	__u32 what;	/* enum layout_check: what did not fit */
+	__u32 what; /* enum layout_check: what did not fit */
 	__u64 expected;
 	__u64 found;
 };

@@ -3,31 +3,31 @@
 #define SPANWELD_COUNTERS_H
 
 enum counter {
-	COUNT_EVENT_LOST = 0,		/* no room in the ring buffer */
-	COUNT_READ_FAULT,		/* target memory could not be read */
-	COUNT_TASKS_FULL,		/* spans_in_progress: bucket full */
-	COUNT_STACK_FULL,		/* spans_in_progress: stack full */
-	COUNT_SLOT_BUSY,		/* spans_in_progress: somebody else held the slot */
-	COUNT_CONNECTIONS_FULL,		/* map `connections` full */
-	COUNT_CONNECTION_BUSY,		/* two threads in one connection at once */
-	COUNT_QUEUE_FULL,		/* more pipelined requests than are kept */
-	COUNT_FRAMING_ERROR,		/* connection made opaque: not well-formed HTTP/1.1 */
-	COUNT_HEAD_TOO_LONG,		/* connection made opaque: head over 16 KiB */
-	COUNT_SCAN_LIMIT,		/* connection made opaque: one system call held too many lines */
+	COUNT_EVENT_LOST = 0, /* no room in the ring buffer */
+	COUNT_READ_FAULT, /* target memory could not be read */
+	COUNT_TASKS_FULL, /* spans_in_progress: bucket full */
+	COUNT_STACK_FULL, /* spans_in_progress: stack full */
+	COUNT_SLOT_BUSY, /* spans_in_progress: somebody else held the slot */
+	COUNT_CONNECTIONS_FULL, /* map `connections` full */
+	COUNT_CONNECTION_BUSY, /* two threads in one connection at once */
+	COUNT_QUEUE_FULL, /* more pipelined requests than are kept */
+	COUNT_FRAMING_ERROR, /* connection made opaque: not well-formed HTTP/1.1 */
+	COUNT_HEAD_TOO_LONG, /* connection made opaque: head over 16 KiB */
+	COUNT_SCAN_LIMIT, /* connection made opaque: one system call held too many lines */
 	COUNT_RESPONSE_WITHOUT_REQUEST, /* connection made opaque */
-	COUNT_TLS,			/* connection made opaque: TLS */
-	COUNT_HTTP2,			/* connection made opaque: HTTP/2 */
-	COUNT_EXCLUDED,			/* request left out by --exclude-path */
-	COUNT_UNSAMPLED,		/* request not sampled */
+	COUNT_TLS, /* connection made opaque: TLS */
+	COUNT_HTTP2, /* connection made opaque: HTTP/2 */
+	COUNT_EXCLUDED, /* request left out by --exclude-path */
+	COUNT_UNSAMPLED, /* request not sampled */
 	COUNT_SERVER_SPANS,
 	COUNT_ROOTS_ADOPTED,
-	COUNT_REMOTE_ADOPTED,	       /* spans whose remote parent was the server span's own */
-	COUNT_ROOTS_UNSAMPLED,	       /* roots left alone: the active span is not sampled */
-	COUNT_ROOTS_SIGNAL_BLOCKED,    /* roots left alone: the thread blocks SIGURG */
-	COUNT_ROOTS_NO_TRACER,	       /* roots left alone: the tracer does not trace this thread */
-	COUNT_ROOTS_UNWRITTEN,	       /* roots left alone: a write was asked for and did not happen */
-	COUNT_PARENTS_UNWRITTEN,       /* adopted roots whose parent could not be written */
-	COUNT_MANUAL_SPANS,	       /* manual spans seen to end */
+	COUNT_REMOTE_ADOPTED, /* spans whose remote parent was the server span's own */
+	COUNT_ROOTS_UNSAMPLED, /* roots left alone: the active span is not sampled */
+	COUNT_ROOTS_SIGNAL_BLOCKED, /* roots left alone: the thread blocks SIGURG */
+	COUNT_ROOTS_NO_TRACER, /* roots left alone: the tracer does not trace this thread */
+	COUNT_ROOTS_UNWRITTEN, /* roots left alone: a write was asked for and did not happen */
+	COUNT_PARENTS_UNWRITTEN, /* adopted roots whose parent could not be written */
+	COUNT_MANUAL_SPANS, /* manual spans seen to end */
 	COUNT_MAX,
 };
 

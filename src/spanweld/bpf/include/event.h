@@ -11,9 +11,9 @@ enum event_kind {
 };
 
 struct event_head {
-	__u32 kind;   /* enum event_kind */
-	__u32 pid;    /* process id of the target */
-	__u64 at;     /* CLOCK_MONOTONIC, ns */
+	__u32 kind; /* enum event_kind */
+	__u32 pid; /* process id of the target */
+	__u64 at; /* CLOCK_MONOTONIC, ns */
 };
 
 #endif

@@ -42,15 +42,15 @@ enum span_frame_kind {
 struct span_frame {
 	__u64 trace_id_low;
 	__u64 trace_id_high;
-	__u64 span_id;	     /* 0: the span has ended */
+	__u64 span_id; /* 0: the span has ended */
 	__u64 remote_parent; /* of a server span: the parent that came in the request, or 0 */
-	__u8 flags;	     /* W3C trace flags */
-	__u8 kind;	     /* enum span_frame_kind */
+	__u8 flags; /* W3C trace flags */
+	__u8 kind; /* enum span_frame_kind */
 	__u8 pad[6];
 };
 
 struct span_slot {
-	__u64 key;	/* 0: free */
+	__u64 key; /* 0: free */
 	__u32 sequence; /* odd: being changed */
 	__u32 depth;
 	struct span_frame frames[SPANS_DEPTH];
@@ -65,8 +65,8 @@ _Static_assert(sizeof(struct span_slot) == 656, "no hidden padding");
 
 enum spans_result {
 	SPANS_OK = 0,
-	SPANS_ABSENT,	/* no such task, or no such span in its stack */
-	SPANS_BUSY,	/* somebody else changed the slot all the while */
+	SPANS_ABSENT, /* no such task, or no such span in its stack */
+	SPANS_BUSY, /* somebody else changed the slot all the while */
 	SPANS_OVERFLOW, /* the stack has no room */
 };
 

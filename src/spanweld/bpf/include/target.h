@@ -15,10 +15,10 @@ enum write_mode {
 
 /* Where the adoption of a target stands. Only moves forward, by compare-and-swap. */
 enum adoption {
-	ADOPTION_NONE = 0,	/* no SDK, or none that is known */
-	ADOPTION_UNVERIFIED = 1,/* waits for the first root, whose ids must be where the layout says */
+	ADOPTION_NONE = 0, /* no SDK, or none that is known */
+	ADOPTION_UNVERIFIED = 1, /* waits for the first root, whose ids must be where the layout says */
 	ADOPTION_VERIFIED = 2,
-	ADOPTION_MISMATCH = 3,	/* they were not: nothing is written, ever */
+	ADOPTION_MISMATCH = 3, /* they were not: nothing is written, ever */
 };
 
 /*
@@ -41,10 +41,10 @@ struct sdk_layout {
 	__u16 span_start_nanos;
 	__u16 span_status;
 	__u32 pad;
-	__u64 span_data_none;  /* the u64 at span_data that says `data: None` */
-	__u64 status_unset;    /* the u64 at span_status that says Status::Unset; */
-	__u64 status_ok;       /* … Status::Ok; anything else is Status::Error */
-	__u32 end_none_nanos;  /* the nanoseconds that say `None` in the end time passed in registers */
+	__u64 span_data_none; /* the u64 at span_data that says `data: None` */
+	__u64 status_unset; /* the u64 at span_status that says Status::Unset; */
+	__u64 status_ok; /* … Status::Ok; anything else is Status::Error */
+	__u32 end_none_nanos; /* the nanoseconds that say `None` in the end time passed in registers */
 	__u32 pad_end;
 };
 
@@ -53,8 +53,8 @@ struct sdk_layout {
 /* targets: value. `adoption` is changed by programs, all else is constant while attached. */
 struct target {
 	__u64 tokio_task_id; /* offset from the thread pointer, two's complement; 0: no tokio */
-	__u64 sample_below;  /* a root is sampled if (low half of its trace id >> 1) < this */
-	__u32 adoption;	     /* enum adoption */
+	__u64 sample_below; /* a root is sampled if (low half of its trace id >> 1) < this */
+	__u32 adoption; /* enum adoption */
 	__u32 adopt_mode;
 	__u32 write_mode;
 	__u32 tracer; /* process id of the stop writer's tracer, 0: none */
