@@ -79,7 +79,14 @@ struct connection {
 	struct direction in;
 	struct direction out;
 	struct server_span_event requests[2];
-	char window[WINDOW + LINE_STEP]; /* of the system call under way; past WINDOW is only slack */
+	/*
+	 * Of the system call under way: bytes read ahead, of which window_left from window_at on are
+	 * still to be looked at. Here and not in `scan` also for the verifier's sake, which follows
+	 * each value of a stack and none of a map. Past WINDOW is only slack.
+	 */
+	__u32 window_at;
+	__u32 window_left;
+	char window[WINDOW + LINE_STEP];
 };
 
 struct connection_key {
@@ -148,8 +155,6 @@ struct scan {
 	__u64 now;
 	__u32 pid;
 	__u32 is_out;
-	__u32 window_at; /* what is left of the window begins at `base` */
-	__u32 window_left;
 };
 
 #ifndef load64
@@ -884,13 +889,25 @@ static __always_inline void leave_connection(struct connection *c, struct connec
 		end_connection(c, key);
 }
 
-/* Index of the first '\n' in LINE_STEP bytes, or LINE_STEP. */
-static __always_inline __u32 find_newline(const char *text)
+/*
+ * Puts the next bytes of the window behind what there is of the line: LINE_STEP, or up to the first
+ * '\n' among them, whose index is returned.
+ */
+GLOBAL int extend_line(struct connection *c, struct direction *d)
 {
+	__u32 at, from;
+
+	if (!c || !d)
+		return LINE_STEP;
+	at = d->line_length;
+	if (at > LINE_MAX)
+		at = LINE_MAX;
+	from = c->window_at & (WINDOW - 1);
 	for (int i = 0; i < LINE_STEP; i += 8) {
-		__u64 word = load64(text + i) ^ 0x0a0a0a0a0a0a0a0aULL;
+		__u64 text = load64(&c->window[from + i]), word = text ^ 0x0a0a0a0a0a0a0a0aULL;
 		__u64 zero = (word - 0x0101010101010101ULL) & ~word & 0x8080808080808080ULL;
 
+		store64(&d->line[at + i], text);
 		if (zero)
 			/* bytes below the lowest zero byte, counted by a multiplication */
 			return i +
@@ -905,11 +922,11 @@ static __always_inline void advance(struct scan *s, __u64 count)
 	s->base += count;
 	s->in_buffer -= count;
 	s->left -= count;
-	if (count < s->window_left) {
-		s->window_at += count;
-		s->window_left -= count;
+	if (count < s->connection->window_left) {
+		s->connection->window_at += count;
+		s->connection->window_left -= count;
 	} else {
-		s->window_left = 0;
+		s->connection->window_left = 0;
 	}
 }
 
@@ -920,7 +937,7 @@ static long scan_step(__u32 index, void *context)
 	struct connection *c = s->connection;
 	struct direction *d = s->is_out ? &c->out : &c->in;
 	__u64 here;
-	__u32 want, at, found;
+	__u32 want, found;
 
 	(void)index;
 	if (!s->left || d->state == OPAQUE || d->state == BODY_UNTIL_CLOSE)
@@ -954,22 +971,18 @@ static long scan_step(__u32 index, void *context)
 		}
 		return 0;
 	}
-	at = d->line_length;
-	if (at > LINE_MAX)
-		at = LINE_MAX;
-	if (!s->window_left) {
+	if (!c->window_left) {
 		want = here < WINDOW ? here : WINDOW;
 		if (bpf_probe_read_user(c->window, want, (void *)s->base)) {
 			count(COUNT_READ_FAULT);
 			make_opaque(c, s->is_out, OPAQUE_FRAMING);
 			return 1;
 		}
-		s->window_at = 0;
-		s->window_left = want;
+		c->window_at = 0;
+		c->window_left = want;
 	}
-	want = s->window_left < LINE_STEP ? s->window_left : LINE_STEP;
-	for (int i = 0; i < LINE_STEP; i += 8)
-		store64(&d->line[at + i], load64(&c->window[(s->window_at & (WINDOW - 1)) + i]));
+	want = c->window_left < LINE_STEP ? c->window_left : LINE_STEP;
+	found = extend_line(c, d);
 	if (d->state == START_LINE && !d->line_length) {
 		/* A TLS record of the handshake: content type 22, version 3.x */
 		if (!s->is_out && want > 2 && d->line[0] == 0x16 && d->line[1] == 3) {
@@ -980,7 +993,6 @@ static long scan_step(__u32 index, void *context)
 		if (!d->started)
 			d->started = s->now;
 	}
-	found = find_newline(&d->line[at]);
 	if (found >= want) {
 		d->line_length += want;
 		d->head_length += want;
@@ -1121,19 +1133,14 @@ static volatile __u64 always_zero;
 #define UNKNOWN(value) ((value) ^ always_zero)
 
 /* `count` bytes at `base`, or in the vector of buffers at `vector`, went in or out at `fd`. */
-static __always_inline int traffic(__s32 fd, __u64 base, __u64 vector, __s64 length, bool is_out)
+static __always_inline int traffic(struct target *target, __u32 pid, __s32 fd, __u64 base, __u64 vector,
+				   __s64 length, bool is_out)
 {
-	struct connection_key key = {};
+	struct connection_key key = {.pid = pid};
 	struct scan scan = {};
 	struct connection *c;
-	struct target *target;
 	struct sock *sock;
 
-	if (length <= 0)
-		return 0;
-	target = current_target(&key.pid);
-	if (!target)
-		return 0;
 	sock = socket_of(fd, &key);
 	if (!sock)
 		return 0;
@@ -1150,6 +1157,7 @@ static __always_inline int traffic(__s32 fd, __u64 base, __u64 vector, __s64 len
 	if (!enter_connection(c, is_out))
 		return 0;
 	heed_missed(c);
+	c->window_left = 0;
 	scan.connection = c;
 	scan.key = &key;
 	scan.target = target;
@@ -1174,6 +1182,16 @@ static __always_inline int traffic(__s32 fd, __u64 base, __u64 vector, __s64 len
 /* The arguments are still in the registers that the thread entered the kernel with. */
 #define ARGUMENTS(regs) struct pt_regs *regs = (struct pt_regs *)bpf_task_pt_regs(bpf_get_current_task_btf())
 
+/* Goes on if the call has transferred anything, in a target: nearly all that run here have not. */
+#define TRANSFER(ctx, target, pid)                                                                                \
+	struct target *target;                                                                                    \
+	__u32 pid;                                                                                                \
+	if (ctx->ret <= 0)                                                                                        \
+		return 0;                                                                                         \
+	target = current_target(&pid);                                                                            \
+	if (!target)                                                                                              \
+	return 0
+
 static __always_inline bool is_traced(void)
 {
 	__u32 pid = bpf_get_current_pid_tgid() >> 32;
@@ -1183,33 +1201,30 @@ static __always_inline bool is_traced(void)
 
 static __always_inline int flat_traffic(struct syscall_exit *ctx, bool is_out)
 {
-	if (ctx->ret <= 0 || !is_traced())
-		return 0;
+	TRANSFER(ctx, target, pid);
 	ARGUMENTS(regs);
-	return traffic(regs->di, regs->si, 0, ctx->ret, is_out);
+	return traffic(target, pid, regs->di, regs->si, 0, ctx->ret, is_out);
 }
 
 static __always_inline int vector_traffic(struct syscall_exit *ctx, bool is_out)
 {
-	if (ctx->ret <= 0 || !is_traced())
-		return 0;
+	TRANSFER(ctx, target, pid);
 	ARGUMENTS(regs);
-	return traffic(regs->di, 0, regs->si, ctx->ret, is_out);
+	return traffic(target, pid, regs->di, 0, regs->si, ctx->ret, is_out);
 }
 
 static __always_inline int message_traffic(struct syscall_exit *ctx, bool is_out)
 {
 	__u64 vector;
 
-	if (ctx->ret <= 0 || !is_traced())
-		return 0;
+	TRANSFER(ctx, target, pid);
 	ARGUMENTS(regs);
 	if (!is_out && regs->dx & MSG_PEEK)
 		return 0;
 	/* struct user_msghdr: msg_iov is at 16 */
 	if (bpf_probe_read_user(&vector, sizeof(vector), (void *)(regs->si + 16)))
 		vector = 0; /* a read fault, for the connection to say */
-	return traffic(regs->di, 0, vector, ctx->ret, is_out);
+	return traffic(target, pid, regs->di, 0, vector, ctx->ret, is_out);
 }
 
 SEC("tp/syscalls/sys_exit_read")
@@ -1221,12 +1236,11 @@ int http_read(struct syscall_exit *ctx)
 SEC("tp/syscalls/sys_exit_recvfrom")
 int http_recvfrom(struct syscall_exit *ctx)
 {
-	if (ctx->ret <= 0 || !is_traced())
-		return 0;
+	TRANSFER(ctx, target, pid);
 	ARGUMENTS(regs);
 	if (regs->r10 & MSG_PEEK)
 		return 0;
-	return traffic(regs->di, regs->si, 0, ctx->ret, false);
+	return traffic(target, pid, regs->di, regs->si, 0, ctx->ret, false);
 }
 
 SEC("tp/syscalls/sys_exit_readv")
