@@ -60,7 +60,8 @@ format: build
 	git ls-files '*.c' '*.h' | xargs clang-format-19 -i
 
 bench: build services ## figures for docs/performance.md
-	$(BIN)/python -m bench
+	$(BIN)/python -m bench.head_cost
+	$(BIN)/python -m bench.throughput
 
 clean:
 	rm -rf $(VENV) src/spanweld/bpf/objects src/spanweld/writers/bin

@@ -164,7 +164,7 @@ def _add_addresses(attributes: dict[str, AttributeValue], event: ServerSpanEvent
     attributes["network.local.port"] = event.addresses_local_port
     if "server.address" not in attributes:
         attributes["server.address"] = attributes["network.local.address"]
-    attributes.setdefault("server.port", event.addresses_local_port)
+        attributes["server.port"] = event.addresses_local_port
 
 
 _PROGRAMS = (
