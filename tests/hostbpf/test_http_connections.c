@@ -382,6 +382,15 @@ TEST(number_and_address_are_used_again)
 	sys_accept(FD, &host_tcp);
 	serve_at(FD);
 	CHECK_EQUAL(span_event(1).status, 200);
+	/* And the next to have the address is one that the target opened itself. */
+	in(GET);
+	host_map_delete("targets", &(__u32){PID});
+	sys_close(FD);
+	host_map_update("targets", &(__u32){PID}, &(struct target){.sample_below = ~0ULL});
+	host_reuse_address();
+	host_open(FD, &host_tcp);
+	out(OK);
+	CHECK_EQUAL(span_events(), 2);
 }
 
 TEST(number_is_used_again_for_a_file)
@@ -962,6 +971,17 @@ static void on_another_thread(void)
 	host_thread(PID, TID);
 }
 
+/* One call with many small buffers, each of which is two reads of target memory. */
+static void transfer_in_buffers(enum host_call call, const char *text)
+{
+	struct host_piece pieces[40];
+	size_t nr = 0;
+
+	for (size_t size = strlen(text), at = 0; at < size; at += 5)
+		pieces[nr++] = (struct host_piece){text + at, size - at < 5 ? size - at : 5};
+	sys_transfer(call, FD, pieces, nr, -1, 0);
+}
+
 static void hook_at(__u64 read, void (*what)(void))
 {
 	meanwhile = what;
@@ -1003,12 +1023,12 @@ static void duplicate_it(void)
 /* The response is lost, so nothing on this connection can be told any more. */
 TEST(response_while_the_request_body_is_read)
 {
-	for (__u64 read = 1; read < 5; read++) {
+	for (__u64 read = 1; read < 8; read++) {
 		test_case("at read %llu", read);
 		http_start_connected();
 		in("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n");
 		hook_at(read, respond);
-		in("5\r\nhello\r\n5\r\nhello\r\n0\r\n\r\n");
+		transfer_in_buffers(CALL_READV, "5\r\nhello\r\n5\r\nhello\r\n0\r\n\r\n");
 		CHECK_EQUAL(host.hook_at, 0);
 		CHECK_EQUAL(host_count(COUNT_CONNECTION_BUSY), 1);
 		in(GET);
@@ -1025,12 +1045,12 @@ TEST(response_while_the_request_body_is_read)
 /* A request is lost: what was known before goes on, what comes after is not guessed at. */
 TEST(request_while_the_response_is_written)
 {
-	for (__u64 read = 1; read < 4; read++) {
+	for (__u64 read = 1; read < 8; read++) {
 		test_case("at read %llu", read);
 		http_start_connected();
 		in(GET);
 		hook_at(read, request);
-		out(OK);
+		transfer_in_buffers(CALL_WRITEV, OK);
 		CHECK_EQUAL(host.hook_at, 0);
 		CHECK_EQUAL(host_count(COUNT_CONNECTION_BUSY), 1);
 		in(GET);
@@ -1047,13 +1067,13 @@ TEST(request_while_the_response_is_written)
 
 TEST(sendfile_while_a_request_is_read)
 {
-	for (__u64 read = 1; read < 3; read++) {
+	for (__u64 read = 1; read < 8; read++) {
 		test_case("at read %llu", read);
 		http_start_connected();
 		in(GET);
 		out(HEAD_OF_5);
 		hook_at(read, respond_by_sendfile);
-		in(GET);
+		transfer_in_buffers(CALL_READV, GET);
 		CHECK_EQUAL(host.hook_at, 0);
 		CHECK_EQUAL(opaque_reason(), OPAQUE_BUSY);
 		CHECK_EQUAL(span_events(), 1);
@@ -1067,12 +1087,12 @@ TEST(sendfile_while_a_request_is_read)
 /* Close is never lost, whatever another thread is in the middle of. */
 TEST(close_while_a_request_is_read)
 {
-	for (__u64 read = 1; read < 4; read++) {
+	for (__u64 read = 1; read < 8; read++) {
 		test_case("at read %llu", read);
 		http_start_connected();
 		in(GET);
 		hook_at(read, close_it);
-		in(GET GET GET);
+		transfer_in_buffers(CALL_READV, GET GET GET);
 		CHECK_EQUAL(host.hook_at, 0);
 		CHECK_EQUAL(span_events(), 1);
 		CHECK_EQUAL(span_event(0).ended_by, END_CLOSED);
@@ -1082,12 +1102,12 @@ TEST(close_while_a_request_is_read)
 
 TEST(close_while_a_response_is_written)
 {
-	for (__u64 read = 1; read < 4; read++) {
+	for (__u64 read = 1; read < 8; read++) {
 		test_case("at read %llu", read);
 		http_start_connected();
 		in(GET GET GET);
 		hook_at(read, close_it);
-		out(OK);
+		transfer_in_buffers(CALL_WRITEV, OK);
 		CHECK_EQUAL(host.hook_at, 0);
 		CHECK_EQUAL(span_events(), 2);
 		CHECK_EQUAL(span_event(1).ended_by, END_CLOSED);
@@ -1097,12 +1117,12 @@ TEST(close_while_a_response_is_written)
 
 TEST(shutdown_and_dup_while_a_response_is_written)
 {
-	for (__u64 read = 1; read < 4; read++) {
+	for (__u64 read = 1; read < 8; read++) {
 		test_case("at read %llu", read);
 		http_start_connected();
 		in(GET);
 		hook_at(read, shut_it);
-		out(OK);
+		transfer_in_buffers(CALL_WRITEV, OK);
 		sys_close(FD);
 		CHECK_EQUAL(span_events(), 1);
 		CHECK_CLEAN();
@@ -1110,7 +1130,7 @@ TEST(shutdown_and_dup_while_a_response_is_written)
 		http_start_connected();
 		in(GET);
 		hook_at(read, duplicate_it);
-		out(OK);
+		transfer_in_buffers(CALL_WRITEV, OK);
 		sys_close(FD);
 		CHECK_EQUAL(span_event(0).ended_by, END_RESPONSE);
 		CHECK_CLEAN();

@@ -661,6 +661,10 @@ TEST(excluded_paths)
 	CHECK_EQUAL(spans_of_path(longest), 0);
 	CHECK_EQUAL(spans_of_path("/0123456789012345678901234567890123456789012345678901234567890bd"), 1);
 	CHECK_EQUAL(host_count(COUNT_EXCLUDED), 4);
+	/* A path with any query is two patterns: it and its end, it and a question mark. */
+	CHECK_EQUAL(spans_of_path("/healthz?a=b"), 1);
+	host_exclude_path(3, "/healthz?", true);
+	CHECK_EQUAL(spans_of_path("/healthz?a=b"), 0);
 	/* The connection is followed on. */
 	CHECK_EQUAL(spans_of_path("/healthz"), 0);
 	CHECK_EQUAL(spans_of_path("/a"), 1);
