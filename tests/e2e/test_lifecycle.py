@@ -139,8 +139,10 @@ def test_agents_one_after_the_other_join_alike() -> None:
 def test_agent_killed(name: str, request_: Request, write: str, tmp_path: Path) -> None:
     with loaded(name, request_) as it:
         pid = it.service.pid
-        interrupted = interruptions(it.service)
+        # Before `interruptions`, whose own connection has a thread that ends with it.
+        it.load.wait_for_more(50)
         threads = thread_ids(pid)
+        interrupted = interruptions(it.service)
         objects: list[KernelObjects] = []
         for turn in range(3):
             with attach(pid, "--write", write, export=tmp_path / f"{turn}.jsonl") as agent:
