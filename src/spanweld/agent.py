@@ -229,7 +229,6 @@ class Agent:
         self._ring: RingReader | None = None
         self._keeper: LinkKeeper | None = None
         self._host_facts = read_host()
-        self._opaque = 0
         self._decoders: dict[int, Decoder] = {
             int(kind): decoder
             for instrumentation in REGISTRY
@@ -363,8 +362,9 @@ class Agent:
         report = target.writer.stop()
         if report:
             self._say(f"pid {target.pid}: {report}")
-        self._drain()
         self._bpf.map("targets").delete(_u32(target.pid))
+        # What was under way is not followed any more; what had ended before must not be lost.
+        self._drain()
         self._bpf.map("spans_in_progress").delete(_u32(target.pid))
         _delete_of_pid(self._bpf.map("connections"), target.pid, events.CONNECTION_KEY.unpack, 2)
         _delete_of_pid(self._bpf.map("listening"), target.pid, events.LISTENING_KEY.unpack, 0)
@@ -453,7 +453,6 @@ class Agent:
                 exporter.export(self._targets[pid].resource, batch)
 
     def _say_opaque(self, connection: ConnectionOpaque) -> None:
-        self._opaque += 1
         text = f"a connection with {connection.peer} {connection.reason}: it is not traced"
         if text not in self._said and len(self._said) < 1000:
             self._said.add(text)
@@ -496,6 +495,8 @@ class Agent:
             if counts.dropped:
                 because = f" ({counts.last_error})" if counts.last_error else ""
                 self._say(f"{counts.dropped} spans could not be exported{because}")
+        if self._root_links.lost:
+            self._say(f"{self._root_links.lost} manual roots got no link: their server spans did not end")
         if self._object is not None:
             for counter, number in self.counters().items():
                 if number and counter in _COUNTER_TEXTS:
