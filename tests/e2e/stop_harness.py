@@ -173,8 +173,14 @@ class Target:
     """A running stop_target."""
 
     def __init__(self, built: Built, options: Sequence[str]) -> None:
+        # A group of its own, with a parent outside: the kernel ignores SIGTSTP and its like in a group
+        # that nobody could continue, such as that of tests which run without a terminal's session.
         self._process = subprocess.Popen(
-            [built.target, *options], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
+            [built.target, *options],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            bufsize=0,
+            process_group=0,
         )
         self._rest = b""
         self.threads: dict[str, int] = {}
