@@ -245,7 +245,7 @@ def test_an_answer_that_comes_too_late_is_retried(
     receiver: OtlpReceiver, protocol: OtlpProtocol, messages: Messages
 ) -> None:
     receiver.answer(Answer(delay=3600.0))
-    settings = replace(settings_for(receiver, protocol), timeout=0.2)
+    settings = replace(settings_for(receiver, protocol), timeout=2.0)
     exporter = OtlpExporter(settings, SOON, messages, QUICK)
     exporter.export(RESOURCE, [server_span(1)])
     receiver.wait_for(lambda spans: spans)
