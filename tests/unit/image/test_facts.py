@@ -111,23 +111,22 @@ def test_a_service_without_the_sdk(service: ServiceBuilder) -> None:
     assert facts.task_id is not None
 
 
-def test_speed_and_memory(service: ServiceBuilder) -> None:
-    """Processor seconds and peak kibibytes, in a process that does nothing else."""
+def test_memory(service: ServiceBuilder) -> None:
+    """Peak kibibytes of a process that does nothing else."""
+    # Not ru_maxrss: it counts what the process was before it executed Python, a fork of this one.
     source = (
-        "import resource, sys, time\n"
+        "import sys\n"
         "from pathlib import Path\n"
         "from spanweld.image import analyse\n"
-        "begin = time.process_time()\n"
         "analyse(Path(sys.argv[1]))\n"
-        "print(time.process_time() - begin, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
+        "status = Path('/proc/self/status').read_text()\n"
+        "print(status.partition('VmHWM:')[2].split()[0])\n"
     )
-    output = subprocess.run(
+    peak = subprocess.run(
         [sys.executable, "-c", source, str(service("lab", "release"))],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
         check=True,
     ).stdout
-    seconds, peak = output.split()
-    assert float(seconds) < 0.5
     assert int(peak) < 100 << 10
