@@ -21,7 +21,7 @@ ALLOWED: dict[str, set[str]] = {
     "image": set(),
     "process": set(),
     "layouts": set(),
-    "bpf": set(),
+    "bpf": {"process"},
     "probes": {"bpf"},
     "writers": {"bpf", "settings"},
     "exporters": {"settings"},

@@ -30,11 +30,6 @@ class LinkKeeper:
         theirs.close()
         self._socket = ours
 
-    @property
-    def pid(self) -> int:
-        """The child's process id."""
-        return self._pid
-
     def hold(self, descriptor: int) -> None:
         """Holds a descriptor of this process, known by its number from here on."""
         socket.send_fds(self._socket, [str(descriptor).encode()], [descriptor])

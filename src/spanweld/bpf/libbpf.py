@@ -70,7 +70,6 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "bpf_map_get_next_key": (c_int, (c_int, c_void_p, c_void_p)),
     "bpf_obj_pin": (c_int, (c_int, c_char_p)),
     "bpf_program__name": (c_char_p, (c_void_p,)),
-    "bpf_program__set_autoload": (c_int, (c_void_p, c_bool)),
     "bpf_program__attach": (c_void_p, (c_void_p,)),
     "bpf_program__attach_uprobe": (c_void_p, (c_void_p, c_bool, c_int, c_char_p, c_size_t)),
     "bpf_link__destroy": (c_int, (c_void_p,)),
@@ -244,10 +243,6 @@ class BpfObject:
         rodata = self.library.bpf_object__find_map_by_name(self._object, b".rodata")
         start = self.library.bpf_map__initial_value(rodata, ctypes.byref(length))
         ctypes.memmove(start + offset, value, size)
-
-    def leave_out(self, program: str) -> None:
-        """Does not load a program; only before ``load``."""
-        self.library.bpf_program__set_autoload(self._program(program), False)
 
     def expect_inner_maps(self, outer: str) -> None:
         """Notes of what kind the inner maps of ``outer`` are: libbpf forgets it at ``load``."""

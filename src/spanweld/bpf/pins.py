@@ -15,6 +15,7 @@ from pathlib import Path
 from spanweld.bpf.host import BPFFS
 from spanweld.errors import TargetError
 from spanweld.model import Pid
+from spanweld.process.find import read_stat
 
 PINS = BPFFS / "spanweld"
 _START_TIME = "start_time"
@@ -23,10 +24,8 @@ _AGENT = "agent"
 
 def start_time(pid: int) -> str:
     """Clock ticks between boot and the start of a process, as text; empty if it does not exist."""
-    try:
-        return (Path("/proc") / str(pid) / "stat").read_text(errors="replace").rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
-        return ""
+    stat = read_stat(Pid(pid))
+    return str(stat.start_ticks) if stat else ""
 
 
 class PinFolder:

@@ -43,7 +43,6 @@ class ConnectionOpaque:
 
     reason: str
     peer: str
-    said_always: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,6 @@
 #define LINE_STEP 64 /* bytes looked at in one step */
 #define WINDOW 512 /* bytes read of the target at a time: each read costs as much as three steps */
 #define SCAN_STEPS 1024 /* steps, skipped bodies and buffers of one system call */
-#define IOV_MAX 1024
 #define QUEUE_MAX 16
 #define EXCLUDED_MAX 16
 #define EXCLUDED_LENGTH 64

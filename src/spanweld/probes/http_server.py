@@ -105,7 +105,6 @@ def decode_connection_opaque(data: bytes, clock: Clock, span_kinds: Mapping[int,
     return ConnectionOpaque(
         reason=_OPAQUE_TEXT[OpaqueReason(event.reason)],
         peer=peer or "a Unix socket",
-        said_always=event.reason in (OpaqueReason.TLS, OpaqueReason.HTTP2),
     )
 
 
