@@ -74,8 +74,8 @@ int ask(struct pt_regs *regs)
 	if (flags & ASK_WRITES) {
 		request.nr_writes = 3;
 		request.writes[0] = (struct stop_write){slot, seq, 8, 0};
-		request.writes[1] = (struct stop_write){slot + 8, seq, 2, 0};
-		request.writes[2] = (struct stop_write){slot + 16, ~seq, 8, 0};
+		request.writes[1] = (struct stop_write){slot + 8, ~seq, 8, 0};
+		request.writes[2] = (struct stop_write){slot + 24, seq, 2, 0};
 	}
 	if (flags & ASK_BAD_ADDRESS)
 		request.writes[1].address = 8;

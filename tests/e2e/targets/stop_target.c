@@ -47,6 +47,7 @@ static struct {
 	atomic_ulong calls;
 	atomic_ulong served; /* the function's value or memory was replaced as asked */
 	atomic_ulong own; /* it was left as it is */
+	atomic_ulong half; /* carried out up to a point where a tracer may be killed */
 	atomic_ulong wrong; /* anything else */
 	atomic_ulong harmed; /* callee-saved registers */
 	atomic_ulong created; /* threads by --churn */
@@ -67,10 +68,12 @@ static unsigned int interval_us;
 static atomic_uint *latencies;
 static atomic_ulong nr_latencies;
 
+/* The first two are written as one; aligned, so that they do not lie on two pages. */
 struct slot {
-	uint64_t seq;
-	uint64_t low16;
+	_Alignas(32) uint64_t seq;
 	uint64_t inverse;
+	uint64_t gap;
+	uint64_t low16;
 };
 
 static uint64_t now_ns(void)
@@ -85,7 +88,7 @@ static void call_one(unsigned long which, uint64_t seq, uint64_t asked)
 {
 	struct slot slot = {};
 	uint64_t value[2];
-	bool written, untouched, returned, own;
+	bool written, untouched, half, returned, own;
 	uint64_t start = latencies ? now_ns() : 0;
 
 	counters.harmed += call_checked(functions[which], seq, asked, &slot, value);
@@ -96,8 +99,9 @@ static void call_one(unsigned long which, uint64_t seq, uint64_t asked)
 			latencies[index] = now_ns() - start;
 	}
 	counters.calls++;
-	written = slot.seq == seq && slot.low16 == (seq & 0xffff) && slot.inverse == ~seq;
-	untouched = !slot.seq && !slot.low16 && !slot.inverse;
+	written = slot.seq == seq && slot.low16 == (seq & 0xffff) && slot.inverse == ~seq && !slot.gap;
+	half = slot.seq == seq && slot.inverse == ~seq && !slot.low16 && !slot.gap && (seq & 0xffff);
+	untouched = !slot.seq && !slot.low16 && !slot.inverse && !slot.gap;
 	returned = value[0] == ASKED_LOW(seq) && value[1] == ASKED_HIGH(seq);
 	own = value[0] == OWN_LOW(seq) && value[1] == OWN_HIGH;
 	if (functions[which] == at_ret) {
@@ -111,6 +115,8 @@ static void call_one(unsigned long which, uint64_t seq, uint64_t asked)
 		counters.served++;
 	else if (own && (untouched || (asked & ASK_BAD_ADDRESS)))
 		counters.own++;
+	else if (own && (half || (written && (asked & ASK_RETURN))))
+		counters.half++;
 	else
 		counters.wrong++;
 }
@@ -307,12 +313,12 @@ static void report(void)
 		qsort(sorted, nr, sizeof(sorted[0]), compare);
 		nr_latencies = 0;
 	}
-	printf("report calls=%lu served=%lu own=%lu wrong=%lu harmed=%lu created=%lu children=%lu "
+	printf("report calls=%lu served=%lu own=%lu half=%lu wrong=%lu harmed=%lu created=%lu children=%lu "
 	       "bad_children=%lu eintr=%lu sleepers_eintr=%lu urg=%lu term=%lu rt=%lu rt_sum=%lu "
 	       "continued=%lu p50=%u p90=%u p99=%u p999=%u max=%u\n",
-	       counters.calls, counters.served, counters.own, counters.wrong, counters.harmed, counters.created,
-	       counters.children, counters.bad_children, counters.eintr, counters.sleepers_eintr, counters.urg,
-	       counters.term, counters.rt, counters.rt_sum, counters.continued, sorted[nr / 2],
+	       counters.calls, counters.served, counters.own, counters.half, counters.wrong, counters.harmed,
+	       counters.created, counters.children, counters.bad_children, counters.eintr, counters.sleepers_eintr,
+	       counters.urg, counters.term, counters.rt, counters.rt_sum, counters.continued, sorted[nr / 2],
 	       sorted[nr * 9 / 10], sorted[nr * 99 / 100], sorted[nr * 999 / 1000], sorted[nr ? nr - 1 : 0]);
 }
 

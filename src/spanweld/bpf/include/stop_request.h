@@ -21,6 +21,9 @@ struct stop_write {
  * Written by the program just before it sends SIGURG to its own thread; taken (looked up and
  * deleted) by the tracer when that thread stops. One without a write and a return asks for no more
  * than that the signal be taken back (stop_guard.bpf.h).
+ *
+ * The writes come first, in their order, then the return. A tracer that is killed in between leaves
+ * the rest undone, but never a part of adjacent writes: what must be whole is asked for so.
  */
 struct stop_request {
 	__u64 sp; /* stack pointer at the probed instruction, before it ran */

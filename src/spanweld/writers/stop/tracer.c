@@ -349,10 +349,15 @@ static bool still_fits(pid_t tid, const struct stop_request *request, const stru
 	return false;
 }
 
+/*
+ * In order. Adjacent ones are one range: the kernel takes up each range by itself, and gives up
+ * before the next if this process is killed meanwhile, so that half a trace id would be written.
+ */
 static bool write_memory(pid_t tid, struct stop_request *request)
 {
 	struct iovec local[STOP_WRITES_MAX], remote[STOP_WRITES_MAX];
 	ssize_t size = 0, written;
+	unsigned int ranges = 0;
 
 	errno = EINVAL;
 	if (request->nr_writes > STOP_WRITES_MAX)
@@ -363,10 +368,13 @@ static bool write_memory(pid_t tid, struct stop_request *request)
 		if (!write->size || write->size > sizeof(write->value))
 			return false;
 		local[i] = (struct iovec){&write->value, write->size};
-		remote[i] = (struct iovec){(void *)write->address, write->size};
 		size += write->size;
+		if (ranges && (uint64_t)remote[ranges - 1].iov_base + remote[ranges - 1].iov_len == write->address)
+			remote[ranges - 1].iov_len += write->size;
+		else
+			remote[ranges++] = (struct iovec){(void *)write->address, write->size};
 	}
-	written = process_vm_writev(tid, local, request->nr_writes, remote, request->nr_writes, 0);
+	written = process_vm_writev(tid, local, request->nr_writes, remote, ranges, 0);
 	if (written >= 0)
 		errno = EFAULT; /* if it stopped in the middle */
 	return written == size;
