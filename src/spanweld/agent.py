@@ -28,7 +28,16 @@ from spanweld.join import RootLinks
 from spanweld.layouts import SdkLayout
 from spanweld.model import FileOffset, Origin, Pid, Resource, Span, SpanKind
 from spanweld.probes import REGISTRY, otel_sdk
-from spanweld.probes.declaration import AdoptionChanged, ConnectionOpaque, Decoder, ManualRoot, Place, Probe
+from spanweld.probes.declaration import (
+    AdoptionChanged,
+    ConnectionOpaque,
+    Decoder,
+    ManualRoot,
+    Place,
+    Probe,
+    Release,
+    release_of,
+)
 from spanweld.process.find import is_running
 from spanweld.process.listening import listening_ports
 from spanweld.resource import make_resource, read_host, read_process
@@ -84,12 +93,17 @@ class AttachPoint:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What will be attached to an image. ``why_no_adoption`` is empty if manual spans are adopted."""
+    """What will be attached to an image.
+
+    ``why_no_adoption`` is empty if manual spans are adopted. ``builds_late``: ``tracing`` spans are
+    built when they end.
+    """
 
     facts: ImageFacts
     points: tuple[AttachPoint, ...]
     layout: SdkLayout | None
     why_no_adoption: str
+    builds_late: bool
 
 
 @dataclass(slots=True)
@@ -120,21 +134,27 @@ def make_plan(path: Path) -> Plan:
         if not why:
             why = _why_tasks_are_unknown(image, facts)
         if not why:
-            points, why = _find_points(image)
-        return Plan(facts, () if why else points, None if why else layout, why)
+            release = release_of(otel_sdk.sdk_versions(facts.crates)[0])
+            assert release is not None, "without one there is no layout"
+            points, why = _find_points(image, release)
+        return Plan(
+            facts,
+            () if why else points,
+            None if why else layout,
+            why,
+            builds_late=otel_sdk.builds_late(facts.crates),
+        )
 
 
 def _find_layout(facts: ImageFacts) -> tuple[SdkLayout | None, str]:
-    crate = otel_sdk.INSTRUMENTATION.crate
-    assert crate is not None
-    versions = facts.crates.get(crate, ())
+    versions = otel_sdk.sdk_versions(facts.crates)
     if not versions:
         return None, "the service has no opentelemetry_sdk in it"
     if len(versions) > 1:
-        return None, f"the service has several versions of {crate} in it: {', '.join(versions)}"
-    if ".".join(versions[0].split(".")[:2]) not in otel_sdk.INSTRUMENTATION.releases:
-        known = ", ".join(otel_sdk.INSTRUMENTATION.releases)
-        return None, f"{crate} {versions[0]} is not known yet ({known} is)"
+        return None, f"the service has several versions of opentelemetry_sdk in it: {', '.join(versions)}"
+    release = release_of(versions[0])
+    if release is None or release < otel_sdk.OLDEST:
+        return None, f"opentelemetry_sdk {versions[0]} is not known ({otel_sdk.OLDEST} and newer are)"
     found = layouts.lookup(versions[0], facts.rustc, facts.target)
     return (None, found) if isinstance(found, str) else (found, "")
 
@@ -148,8 +168,8 @@ def _why_tasks_are_unknown(image: Image, facts: ImageFacts) -> str:
     return ""
 
 
-def _find_points(image: Image) -> tuple[tuple[AttachPoint, ...], str]:
-    probes = [probe for probe in otel_sdk.INSTRUMENTATION.probes if probe.symbol]
+def _find_points(image: Image, release: Release) -> tuple[tuple[AttachPoint, ...], str]:
+    probes = [probe for probe in otel_sdk.INSTRUMENTATION.probes if probe.symbol and probe.fits(release)]
     functions = find_many(image, {probe.symbol for probe in probes if probe.symbol})
     points: list[AttachPoint] = []
     for probe in probes:
@@ -161,7 +181,7 @@ def _find_points(image: Image) -> tuple[tuple[AttachPoint, ...], str]:
             if probe.place is Place.RETURNS:
                 places = find_returns(image, function)
                 if not places:
-                    return (), f"no return was found in the code of {probe.symbol}"
+                    return (), f"no return was found in the code of {function.name}"
                 points += [AttachPoint(probe, place) for place in places]
                 continue
             first = first_instruction(image, function)
@@ -172,7 +192,7 @@ def _find_points(image: Image) -> tuple[tuple[AttachPoint, ...], str]:
                 or (probe.returned_early and not first.early_return)
             ):
                 code = first.text if first else "nothing that decodes"
-                return (), f"{probe.symbol} begins with {code}, where no probe is put"
+                return (), f"{function.name} begins with {code}, where no probe is put"
             points.append(AttachPoint(probe, function.file_offset))
     return tuple(points), ""
 
@@ -228,6 +248,7 @@ class Agent:
         self._object: BpfObject | None = None
         self._ring: RingReader | None = None
         self._keeper: LinkKeeper | None = None
+        self._guards_stops = False
         self._host_facts = read_host()
         self._decoders: dict[int, Decoder] = {
             int(kind): decoder
@@ -246,19 +267,17 @@ class Agent:
         remove_stale()
         self._keeper = LinkKeeper()
         self._object, choice = load_programs(self._settings, host)
-        tracepoints = [
-            probe
-            for instrumentation in REGISTRY
-            for probe in instrumentation.probes
-            if probe.place is Place.TRACEPOINT
-            and (choice.mode is WriteMode.STOP or not probe.for_stop_writer)
-        ]
-        for probe in tracepoints:
-            self._links.append(self._bpf.attach(probe.program))
+        self._attach_tracepoints(for_stop_writer=False)
         ring = self._bpf.map("events")
         self._ring = RingReader(ring.fd, ring.max_entries)
         self._selector.register(ring.fd, selectors.EVENT_READ)
         return choice
+
+    def _attach_tracepoints(self, *, for_stop_writer: bool) -> None:
+        for instrumentation in REGISTRY:
+            for probe in instrumentation.probes:
+                if probe.place is Place.TRACEPOINT and probe.for_stop_writer is for_stop_writer:
+                    self._links.append(self._bpf.attach(probe.program))
 
     @property
     def _bpf(self) -> BpfObject:
@@ -270,7 +289,7 @@ class Agent:
 
         Raises TargetError if that is not possible; then nothing is left behind.
         """
-        mode = choice.mode if plan.layout else WriteMode.OFF
+        mode = self._mode_for(plan, choice)
         process = read_process(pid, plan.facts.rustc)
         if starting:
             environ = {k: v for k, v in os.environ.items() if k.startswith("OTEL_")}
@@ -314,8 +333,20 @@ class Agent:
             self._selector.register(descriptor, selectors.EVENT_READ, target)
         return target
 
+    def _mode_for(self, plan: Plan, choice: Choice) -> WriteMode:
+        """How this target is written to: only ``stop`` reaches ids before spans that are built late."""
+        if not plan.layout:
+            return WriteMode.OFF
+        may_choose = self._settings.write is WriteMode.AUTO and WriteMode.STOP not in choice.refused
+        if plan.builds_late and choice.mode is WriteMode.KERNEL and may_choose:
+            return WriteMode.STOP
+        return choice.mode
+
     def _make_writer(self, pid: Pid, mode: WriteMode, starting: bool) -> Writer:
         if mode is WriteMode.STOP:
+            if not self._guards_stops:
+                self._guards_stops = True
+                self._attach_tracepoints(for_stop_writer=True)
             requests = self._bpf.map("stop_requests")
             return stop_writer.StopWriter(pid, requests.fd, expect_exec=starting)
         return kernel_writer.PassiveWriter(mode)
@@ -345,6 +376,7 @@ class Agent:
             tracer=target.writer.tracer or 0,
             parent_based=int(settings.sampler.parent_based),
             wants_manual_spans=int("console" in settings.exports),
+            builds_late=int(target.plan.builds_late),
         )
         if layout:
             for name in values:
@@ -464,7 +496,7 @@ class Agent:
                 f"pid {target.pid}: {change.mismatch}: manual spans are left alone; automatic spans go on"
             )
             self._detach(target, lambda _: True)
-        else:
+        elif not target.plan.builds_late:
             self._detach(target, lambda probe: probe.until_verified)
 
     def counters(self) -> dict[events.Counter, int]:

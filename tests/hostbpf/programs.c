@@ -42,6 +42,8 @@ void host_register_maps(void)
 	MAP(listening);
 	MAP(root_starts);
 	MAP(manual_spans);
+	MAP(late_roots);
+	MAP(builds);
 	MAP(stop_requests);
 	host_map_add("events", &events, ELEMENTS(events.type), ELEMENTS(events.max_entries), 0, 0);
 	host_map_add("spans_in_progress", &spans_in_progress, ELEMENTS(spans_in_progress.type),
@@ -458,6 +460,8 @@ void host_probe(enum host_probe probe, const struct host_registers *registers)
 		[PROBE_NEW_TRACE_ID_RETURNS] = otel_new_trace_id_returns,
 		[PROBE_NEW_SPAN_ID_RETURNS] = otel_new_span_id_returns,
 		[PROBE_BUILD_RECORDING_SPAN] = otel_build_recording_span,
+		[PROBE_BUILD_WITH_CONTEXT] = otel_build_with_context,
+		[PROBE_BUILD_WITH_CONTEXT_RETURNS] = otel_build_with_context_returns,
 		[PROBE_ENSURE_ENDED] = otel_ensure_ended_and_exported,
 	};
 	struct pt_regs context;

@@ -87,6 +87,7 @@ static const struct target sdk_target = {
 static struct target *target;
 static __u64 next_id;
 static __u64 stops; /* how often the tracer found a request */
+static __u64 stack_pointer; /* of the function that is probed */
 
 static void start_with(const struct target *settings)
 {
@@ -97,6 +98,7 @@ static void start_with(const struct target *settings)
 	host_tokio_task(17);
 	next_id = 0x1000;
 	stops = 0;
+	stack_pointer = 0x7000;
 	sys_accept(FD, &host_tcp);
 }
 
@@ -147,7 +149,7 @@ static struct host_registers probe(enum host_probe which, struct host_registers 
 {
 	bool early;
 
-	registers.sp = 0x7000;
+	registers.sp = stack_pointer;
 	registers.ip = 0x400000 + which;
 	host_probe(which, &registers);
 	early = tracer_serves(&registers);
@@ -179,6 +181,21 @@ static void new_trace_id(struct sdk_context *context)
 	context->trace_id_high = registers.dx;
 }
 
+static void fill_span(struct sdk_span *span, const struct sdk_context *parent, const struct sdk_context *own)
+{
+	span->context = *own;
+	span->parent_span_id = parent->span_id;
+	span->parent_is_remote = parent->is_remote;
+	span->name = sdk_allocate(sizeof(NAME));
+	memcpy((void *)span->name, NAME, sizeof(NAME));
+	span->name_length = sizeof(NAME) - 1;
+	span->status = 10;
+	span->kind = 2;
+	span->start_seconds = 1700000000;
+	span->start_nanos = 5;
+	span->data = DATA_SOME;
+}
+
 static struct sdk_span *build(const struct sdk_context *parent, const struct sdk_context *own)
 {
 	struct sdk_context *psc = sdk_allocate(sizeof(*psc)), *sc = sdk_allocate(sizeof(*sc));
@@ -194,17 +211,7 @@ static struct sdk_span *build(const struct sdk_context *parent, const struct sdk
 	CHECK(!memcmp(psc, &parent_before, sizeof(*psc)));
 	CHECK_EQUAL(sc->span_id, own->span_id);
 	CHECK_EQUAL(sc->flags, own->flags);
-	span->context = *sc;
-	span->parent_span_id = psc->span_id;
-	span->parent_is_remote = psc->is_remote;
-	span->name = sdk_allocate(sizeof(NAME));
-	memcpy((void *)span->name, NAME, sizeof(NAME));
-	span->name_length = sizeof(NAME) - 1;
-	span->status = 10;
-	span->kind = 2;
-	span->start_seconds = 1700000000;
-	span->start_nanos = 5;
-	span->data = DATA_SOME;
+	fill_span(span, psc, sc);
 	return span;
 }
 
@@ -233,6 +240,48 @@ static void end_at(struct sdk_span *span, __u64 seconds, __u32 nanos)
 static void end(struct sdk_span *span)
 {
 	end_at(span, 0xdeadbeef, END_NONE);
+}
+
+/* Before 0.22: build_with_context does it all, and only its returned Span shows the ids. */
+static struct sdk_span *old_start_span(const struct sdk_context *parent)
+{
+	struct sdk_span *span = sdk_allocate(sizeof(*span));
+	struct sdk_context own = {.flags = 1}, none = {};
+
+	probe(PROBE_BUILD_WITH_CONTEXT, (struct host_registers){.di = (__u64)span}, NULL);
+	own.span_id = new_span_id();
+	if (parent) {
+		own.trace_id_low = parent->trace_id_low;
+		own.trace_id_high = parent->trace_id_high;
+	} else {
+		new_trace_id(&own);
+	}
+	fill_span(span, parent ? parent : &none, &own);
+	probe(PROBE_BUILD_WITH_CONTEXT_RETURNS, (struct host_registers){.ax = 1}, NULL);
+	return span;
+}
+
+/* A span of tracing-opentelemetry before 0.32: its ids now, the SDK's span when it closes. */
+static struct sdk_context late_start(const struct sdk_context *parent)
+{
+	struct sdk_context own = {.flags = 1};
+
+	own.span_id = new_span_id();
+	if (parent) {
+		own.trace_id_low = parent->trace_id_low;
+		own.trace_id_high = parent->trace_id_high;
+	} else {
+		new_trace_id(&own);
+	}
+	return own;
+}
+
+static struct sdk_span *late_close(const struct sdk_context *parent, const struct sdk_context *own)
+{
+	struct sdk_span *span = build(parent, own);
+
+	end(span);
+	return span;
 }
 
 /* ---- what came of it */
@@ -322,6 +371,234 @@ TEST(first_root_verifies_the_layout_and_is_adopted)
 	CHECK_EQUAL(host_map_count("root_starts"), 0);
 	CHECK_EQUAL(host_map_count("manual_spans"), 0);
 	CHECK_EQUAL(events_of_kind(EVENT_ADOPTION), 1);
+}
+
+TEST(old_sdk_roots_and_children)
+{
+	struct target settings = sdk_target;
+	struct sdk_span *root, *child, *second;
+	struct span_frame server;
+
+	settings.adoption = ADOPTION_UNVERIFIED;
+	start_with(&settings);
+	in(GET);
+	server = server_of(17);
+	for (int i = 0; i < 2; i++) {
+		root = old_start_span(NULL);
+		CHECK_EQUAL(target->adoption, ADOPTION_VERIFIED);
+		CHECK_IN_TRACE(root, server);
+		CHECK_EQUAL(active_of(17).span_id, root->context.span_id);
+		child = old_start_span(&root->context);
+		CHECK_EQUAL(active_of(17).span_id, child->context.span_id);
+		second = old_start_span(NULL);
+		end(second);
+		CHECK_EQUAL(second->parent_span_id, child->context.span_id);
+		end(child);
+		CHECK_EQUAL(child->parent_span_id, root->context.span_id);
+		end(root);
+		CHECK_EQUAL(root->parent_span_id, server.span_id);
+	}
+	out(OK);
+	CHECK_EQUAL(host_live_slots(PID), 0);
+	CHECK_EQUAL(host_map_count("builds"), 0);
+	CHECK_EQUAL(host_map_count("manual_spans"), 0);
+	CHECK_EQUAL(host_count(COUNT_ROOTS_ADOPTED), 4);
+}
+
+/* A processor's on_start is user code within build_with_context, and may start spans of its own. */
+TEST(old_sdk_span_within_a_span)
+{
+	struct sdk_span *outer, *inner;
+	struct sdk_context own = {.flags = 1}, none = {};
+
+	start();
+	in(GET);
+	outer = sdk_allocate(sizeof(*outer));
+	probe(PROBE_BUILD_WITH_CONTEXT, (struct host_registers){.di = (__u64)outer}, NULL);
+	own.span_id = new_span_id();
+	new_trace_id(&own);
+	fill_span(outer, &none, &own);
+	stack_pointer = 0x6000;
+	inner = old_start_span(NULL);
+	end(inner);
+	stack_pointer = 0x7000;
+	probe(PROBE_BUILD_WITH_CONTEXT_RETURNS, (struct host_registers){}, NULL);
+	CHECK_EQUAL(host_map_count("builds"), 0);
+	end(outer);
+	CHECK_EQUAL(inner->parent_span_id, server_of(17).span_id);
+	CHECK_IN_TRACE(outer, server_of(17));
+}
+
+TEST(old_sdk_parent_is_not_where_the_layout_says)
+{
+	struct target settings = sdk_target;
+	struct sdk_span *root, *child;
+
+	/* A place that is always 0: a child seems to have no parent. */
+	settings.layout.span_parent_id = offsetof(struct sdk_span, pad);
+	start_with(&settings);
+	in(GET);
+	root = old_start_span(NULL);
+	child = old_start_span(&root->context);
+	CHECK_EQUAL(target->adoption, ADOPTION_MISMATCH);
+	end(child);
+	end(root);
+	CHECK_EQUAL(root->pad, 0);
+	CHECK_EQUAL(root->parent_span_id, 0);
+	/* One that is never 0: a root seems to have one. */
+	settings.layout.span_parent_id = offsetof(struct sdk_span, start_seconds);
+	start_with(&settings);
+	in(GET);
+	root = old_start_span(NULL);
+	CHECK_EQUAL(target->adoption, ADOPTION_MISMATCH);
+	end(root);
+	CHECK_EQUAL(root->start_seconds, 1700000000);
+}
+
+TEST(old_sdk_span_that_does_not_record)
+{
+	struct sdk_span *span = NULL;
+
+	start();
+	in(GET);
+	span = sdk_allocate(sizeof(*span));
+	probe(PROBE_BUILD_WITH_CONTEXT, (struct host_registers){.di = (__u64)span}, NULL);
+	new_span_id();
+	span->data = DATA_NONE;
+	probe(PROBE_BUILD_WITH_CONTEXT_RETURNS, (struct host_registers){}, NULL);
+	CHECK_EQUAL(active_of(17).span_id, server_of(17).span_id);
+	/* A return whose entry was not seen. */
+	probe(PROBE_BUILD_WITH_CONTEXT_RETURNS, (struct host_registers){}, NULL);
+	CHECK_EQUAL(host_map_count("manual_spans"), 0);
+}
+
+TEST(late_spans_join_from_the_first_on)
+{
+	struct target settings = sdk_target;
+	struct sdk_context root, child, grandchild;
+	struct sdk_span *built;
+	struct span_frame server;
+
+	settings.adoption = ADOPTION_UNVERIFIED;
+	settings.builds_late = 1;
+	start_with(&settings);
+	in(GET);
+	server = server_of(17);
+	for (int i = 0; i < 2; i++) {
+		root = late_start(NULL);
+		CHECK_EQUAL(root.trace_id_low, server.trace_id_low);
+		child = late_start(&root);
+		grandchild = late_start(&child);
+		late_close(&child, &grandchild);
+		CHECK_EQUAL(target->adoption, i ? ADOPTION_VERIFIED : ADOPTION_UNVERIFIED);
+		built = late_close(&root, &child);
+		CHECK_EQUAL(built->parent_span_id, root.span_id);
+		CHECK_EQUAL(target->adoption, ADOPTION_VERIFIED);
+		built = late_close(NULL, &root);
+		CHECK_IN_TRACE(built, server);
+		CHECK_EQUAL(built->parent_span_id, server.span_id);
+		CHECK_EQUAL(active_of(17).span_id, server.span_id);
+	}
+	out(OK);
+	CHECK_EQUAL(host_live_slots(PID), 0);
+	CHECK_EQUAL(host_map_count("manual_spans"), 0);
+	CHECK_EQUAL(host_count(COUNT_ROOTS_ADOPTED), 2);
+}
+
+/* It closes when its request is over, or in another task: what it was given at its start holds. */
+TEST(late_root_outlives_its_request)
+{
+	struct target settings = sdk_target;
+	struct sdk_context root;
+	struct span_frame server;
+	struct sdk_span *built;
+
+	settings.builds_late = 1;
+	start_with(&settings);
+	in(GET);
+	server = server_of(17);
+	root = late_start(NULL);
+	out(OK);
+	host_tokio_task(18);
+	built = late_close(NULL, &root);
+	CHECK_IN_TRACE(built, server);
+	CHECK_EQUAL(built->parent_span_id, server.span_id);
+	CHECK_EQUAL(host_live_slots(PID), 0);
+}
+
+TEST(late_roots_that_are_left_alone)
+{
+	struct sdk_context by_hand = {.trace_id_low = 5, .trace_id_high = 6, .span_id = 7, .flags = 1};
+	struct target settings = sdk_target;
+	struct sdk_context root;
+	struct sdk_span *built;
+
+	settings.builds_late = 1;
+	start_with(&settings);
+	root = late_start(NULL); /* before any request */
+	in(GET);
+	built = late_close(NULL, &root);
+	CHECK_EQUAL(built->context.trace_id_low, root.trace_id_low);
+	CHECK_EQUAL(built->parent_span_id, 0);
+	built = late_close(NULL, &by_hand);
+	CHECK_EQUAL(built->context.trace_id_low, 5);
+	CHECK_EQUAL(built->parent_span_id, 0);
+	CHECK_EQUAL(stops, 0);
+	host_block_signal(23);
+	root = late_start(NULL);
+	CHECK(root.trace_id_low != server_of(17).trace_id_low);
+	late_close(NULL, &root);
+	CHECK_EQUAL(stops, 0);
+	CHECK_EQUAL(host_count(COUNT_ROOTS_SIGNAL_BLOCKED), 1);
+}
+
+TEST(late_layout_mismatch)
+{
+	struct target settings = sdk_target;
+	struct sdk_context root;
+	struct sdk_span *built;
+
+	settings.builds_late = 1;
+	settings.adoption = ADOPTION_UNVERIFIED;
+	settings.layout.context_trace_id = offsetof(struct sdk_context, pad);
+	start_with(&settings);
+	in(GET);
+	root = late_start(NULL);
+	built = late_close(NULL, &root);
+	CHECK_EQUAL(target->adoption, ADOPTION_MISMATCH);
+	CHECK_EQUAL(built->parent_span_id, 0);
+	/* Where nothing is ever found, that is said in the end. */
+	settings.layout = sdk_target.layout;
+	settings.layout.context_span_id = offsetof(struct sdk_context, pad);
+	start_with(&settings);
+	in(GET);
+	for (int i = 0; i < 2000 && target->adoption == ADOPTION_UNVERIFIED; i++) {
+		root = late_start(NULL);
+		built = late_close(NULL, &root);
+		CHECK_EQUAL(built->parent_span_id, 0);
+	}
+	CHECK_EQUAL(target->adoption, ADOPTION_MISMATCH);
+	CHECK_EQUAL(events_of_kind(EVENT_ADOPTION), 1);
+}
+
+TEST(late_spans_with_nothing_written)
+{
+	struct target settings = sdk_target;
+	struct sdk_context root;
+
+	settings.builds_late = 1;
+	settings.write_mode = WRITE_OFF;
+	start_with(&settings);
+	in(GET);
+	root = late_start(NULL);
+	late_close(NULL, &root);
+	CHECK_EQUAL(events_of_kind(EVENT_MANUAL_ROOT), 1);
+	settings.write_mode = WRITE_KERNEL;
+	start_with(&settings);
+	in(GET);
+	root = late_start(NULL);
+	late_close(NULL, &root);
+	CHECK_EQUAL(stops, 0);
 }
 
 TEST(layout_is_verified_outside_of_a_request_too)

@@ -274,7 +274,7 @@ ADOPTION_EVENT = Struct("<IIQIIQQ")
 
 
 class Target(NamedTuple):
-    """struct target, 104 bytes"""
+    """struct target, 112 bytes"""
 
     tokio_task_id: int
     sample_below: int
@@ -284,6 +284,8 @@ class Target(NamedTuple):
     tracer: int
     parent_based: int
     wants_manual_spans: int
+    builds_late: int
+    strangers: int
     layout_context_trace_id: int
     layout_context_span_id: int
     layout_context_is_remote: int
@@ -306,7 +308,7 @@ class Target(NamedTuple):
     layout_pad_end: int
 
 
-TARGET = Struct("<QQIIIIIIHHHHHHHHHHHHHHIQQQII")
+TARGET = Struct("<QQIIIIIIIIHHHHHHHHHHHHHHIQQQII")
 
 
 class ConnectionKey(NamedTuple):

@@ -12,6 +12,10 @@ from spanweld.model import FileOffset
 
 MAX_FUNCTION = 1 << 20
 """Bytes: no more of a function is decoded."""
+_MAX_THUNK = 4
+"""Instructions of a function that only passes on to another."""
+_MAX_FOLLOWED = 1 << 14
+"""Bytes behind the beginning of the function that a thunk jumps to."""
 
 _CALLEE_SAVED = frozenset(
     (
@@ -54,13 +58,61 @@ class FirstInstruction:
 def find_returns(image: Image, function: Function) -> tuple[FileOffset, ...]:
     """File offsets of every ``ret`` of a function, ascending; empty where it never returns by one.
 
-    A function may also leave by a jump to another one, which no probe on a ``ret`` sees.
+    One that only jumps to another (a *thunk*) returns where that one does. Otherwise a jump to another
+    function is an exit that is not among them.
     """
-    return tuple(
-        FileOffset(function.file_offset + instruction.ip - function.address)
-        for instruction in decode(image, function)
-        if instruction.mnemonic == x86.Mnemonic.RET
-    )
+    instructions = decode(image, function)
+    returns = [instruction.ip for instruction in instructions if instruction.mnemonic == x86.Mnemonic.RET]
+    if not returns and instructions and len(instructions) <= _MAX_THUNK:
+        last = instructions[-1]
+        leaves = last.flow_control == x86.FlowControl.UNCONDITIONAL_BRANCH and last.is_jmp_short_or_near
+        if leaves and not function.address <= last.near_branch_target < function.address + function.size:
+            returns = _returns_from(image, last.near_branch_target)
+    offsets = (image.file_offset(address) for address in sorted(returns))
+    return tuple(FileOffset(offset) for offset in offsets if offset is not None)
+
+
+def _returns_from(image: Image, address: int) -> list[int]:
+    """Addresses of the ``ret`` instructions that can be reached from an address without a call.
+
+    Empty where not all of the way is known: a computed jump, bytes that are no code, or too much of it.
+    """
+    size = _MAX_FOLLOWED
+    code = image.read_memory(address, size)
+    while code is None and size > 1:  # less of the segment is left
+        size //= 2
+        code = image.read_memory(address, size)
+    if code is None or not image.is_executable(address):
+        return []
+    decoder = x86.Decoder(64, code, ip=address)
+    returns: list[int] = []
+    seen: set[int] = set()
+    waiting = [address]
+    while waiting:
+        at = waiting.pop()
+        while at not in seen:
+            if not address <= at < address + len(code):
+                return []
+            seen.add(at)
+            decoder.position = at - address
+            decoder.ip = at
+            instruction = decoder.decode()
+            flow = instruction.flow_control
+            if instruction.is_invalid or flow == x86.FlowControl.INDIRECT_BRANCH:
+                return []
+            if flow == x86.FlowControl.RETURN:
+                returns.append(at)
+                break
+            if flow in (x86.FlowControl.EXCEPTION, x86.FlowControl.INTERRUPT):
+                break
+            if flow == x86.FlowControl.CONDITIONAL_BRANCH:
+                waiting.append(instruction.near_branch_target)
+            at = (
+                instruction.near_branch_target
+                if flow == x86.FlowControl.UNCONDITIONAL_BRANCH
+                else instruction.next_ip
+            )
+    return returns
 
 
 def first_instruction(image: Image, function: Function) -> FirstInstruction | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 from spanweld.bpf.clock import Clock
 from spanweld.bpf.events import EventKind
@@ -19,22 +20,49 @@ class Place(Enum):
     TRACEPOINT = "tracepoint"
 
 
+class Release(NamedTuple):
+    """A crate's version as far as it decides on code: major and minor."""
+
+    major: int
+    minor: int
+
+    def __str__(self) -> str:
+        return f"{self.major}.{self.minor}"
+
+
+def release_of(version: str) -> Release | None:
+    """The release of a version such as ``0.31.0-beta.1``; None for what is no version."""
+    parts = version.split(".")
+    if len(parts) < 3 or not (parts[0].isascii() and parts[0].isdigit() and parts[1].isdigit()):
+        return None
+    return Release(int(parts[0]), int(parts[1]))
+
+
 @dataclass(frozen=True, slots=True)
 class Probe:
     """One BPF program and its place.
 
     ``symbol`` is the demangled path of a function, without hash, as ``image.find_functions`` takes it;
-    None for a tracepoint. ``returned_early``: the stop writer makes the function return at its first
-    instruction, which must allow it. ``until_verified``: taken off once the layout is verified.
-    ``for_stop_writer``: a tracepoint that only the stop writer needs.
+    None for a tracepoint. ``since`` and ``before`` bound the releases of the crate that have the function
+    under this path. ``returned_early``: the stop writer makes the function return at its first
+    instruction, which must allow it. ``until_verified``: taken off once the layout is verified, unless
+    spans are built late. ``for_stop_writer``: a tracepoint that only the stop writer needs.
     """
 
     program: str
     place: Place
     symbol: str | None = None
+    since: Release | None = None
+    before: Release | None = None
     returned_early: bool = False
     until_verified: bool = False
     for_stop_writer: bool = False
+
+    def fits(self, release: Release) -> bool:
+        """Whether this release of the crate has the function."""
+        return (self.since is None or release >= self.since) and (
+            self.before is None or release < self.before
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,14 +95,8 @@ Decoder = Callable[[bytes, Clock, Mapping[int, int]], Decoded]
 
 @dataclass(frozen=True, slots=True)
 class Instrumentation:
-    """Probes that attach all or none, and the decoders of their events.
-
-    ``crate`` is the crate whose functions are probed and ``releases`` the versions (major.minor) that
-    the programs know; None where no symbol is needed.
-    """
+    """Probes that attach all or none, and the decoders of their events."""
 
     name: str
     probes: tuple[Probe, ...]
     decoders: Mapping[EventKind, Decoder]
-    crate: str | None = None
-    releases: tuple[str, ...] = ()

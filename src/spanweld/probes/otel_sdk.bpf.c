@@ -1,13 +1,18 @@
 /*
  * OpenTelemetry SDK: manual spans. Roots that start in a task with an active span are adopted.
  *
- * opentelemetry_sdk 0.22 and newer, src/trace/tracer.rs, span.rs, id_generator/mod.rs:
- *   RandomIdGenerator::new_trace_id(&self) -> TraceId          a root starts on this thread
- *   SdkTracer::build_recording_span(&self, psc: &SpanContext, sc: SpanContext, …) -> Span
+ * opentelemetry_sdk (0.17: opentelemetry), src/trace/tracer.rs, span.rs, id_generator/mod.rs:
+ *   IdGenerator::new_trace_id(&self) -> TraceId                a root starts on this thread
+ *   SdkTracer::build_recording_span(&self, psc: &SpanContext, sc: SpanContext, …) -> Span    since 0.22
+ *   Tracer::build_with_context(&self, SpanBuilder, &Context) -> Span                     before 0.22
  *   Span::ensure_ended_and_exported(&mut self, Option<SystemTime>)
- * Entries only: no frame of the target's is changed, so a panic passes as it would without us.
- * Until the first root has shown that ids lie where the layout says, probes on the `ret`
- * instructions of new_trace_id and new_span_id note what the SDK generated.
+ * Entries, and `ret` instructions as such: no frame of the target's is changed, so a panic passes as
+ * it would without us. Until the first root has shown that ids lie where the layout says, probes on
+ * the `ret` instructions of new_trace_id and new_span_id note what the SDK generated.
+ *
+ * tracing-opentelemetry before 0.32 gives a span its ids when it starts, and has the SDK build it, with
+ * these ids, when it ends, children first. So the trace id of such a root can only be fixed at its source,
+ * and what its parent is to be is kept under its span id until then (target.builds_late).
  *
  * Uprobe programs may be preempted: no per-CPU scratch here.
  */
@@ -16,6 +21,10 @@
 
 #define SIGURG_NUMBER 23
 #define NANOSECONDS 1000000000
+/* Seconds since 1970: 1973 to 2106. What somebody sets by hand, and no pointer, size or small count. */
+#define ERA_BEGINS 100000000ULL
+#define ERA_ENDS (1ULL << 32)
+#define SPAN_KINDS 5
 
 #include "stop_request.h"
 
@@ -47,7 +56,10 @@ struct manual_span_key {
 	__u32 pad;
 };
 
-/* A recording manual span that a request's task started. */
+/*
+ * A recording manual span that a request's task started; where spans are built late, also a root that
+ * was given its ids and is not built yet.
+ */
 struct manual_span {
 	__u64 task_key; /* whose stack holds it */
 	__u64 trace_id_low;
@@ -66,6 +78,35 @@ struct {
 	__type(key, struct manual_span_key);
 	__type(value, struct manual_span);
 } manual_spans SEC(".maps");
+
+/* A root's ids as they were generated, or handed out by us: kept until the layout is verified. */
+struct trace_id {
+	__u64 low;
+	__u64 high;
+};
+
+/* key: the root's span id. Written here, where spans are built late; forgotten by age. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 16384);
+	__type(key, struct manual_span_key);
+	__type(value, struct trace_id);
+} late_roots SEC(".maps");
+
+/* Where a call of build_with_context will leave its Span. The frame tells apart a processor's own. */
+struct build_key {
+	__u64 sp; /* of the return address */
+	__u32 tid;
+	__u32 pad;
+};
+
+/* value: address. Written at the entry, deleted at the return; what panicked is forgotten by age. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 16384);
+	__type(key, struct build_key);
+	__type(value, __u64);
+} builds SEC(".maps");
 
 /* key: thread id. Written here, taken by the stop writer's tracer. */
 struct {
@@ -103,6 +144,11 @@ static __always_inline bool read_span_context(struct span_context *context, cons
 		return false;
 	}
 	return true;
+}
+
+static __always_inline bool may_adopt(const struct target *target)
+{
+	return target && target->adoption != ADOPTION_NONE && target->adoption != ADOPTION_MISMATCH;
 }
 
 static __always_inline void change_adoption(struct target *target, __u32 pid, __u32 from, __u32 to, __u32 what,
@@ -162,7 +208,40 @@ static __always_inline __u64 parent_for(const struct target *target, const struc
 	return target->adopt_mode == ADOPT_SERVER ? found->server.span_id : found->active.span_id;
 }
 
-/* A root starts on this thread: its trace id is fixed here, at its source. */
+/* Keeps what is known of a root that will be built late; false if there is no room. */
+static __always_inline bool keep_late_root(const struct target *target, __u32 pid, __u64 key, __u64 span_id,
+					   const struct active_spans *found)
+{
+	struct manual_span_key span_key = {};
+	struct manual_span span = {};
+
+	span_key.span_id = span_id;
+	span_key.pid = pid;
+	span.task_key = key;
+	span.trace_id_low = found->server.trace_id_low;
+	span.trace_id_high = found->server.trace_id_high;
+	span.parent = parent_for(target, found);
+	span.adopted = 1;
+	return !bpf_map_update_elem(&manual_spans, &span_key, &span, BPF_ANY);
+}
+
+static __always_inline void note_late_root(__u32 pid, __u64 span_id, __u64 low, __u64 high)
+{
+	struct manual_span_key key = {};
+	struct trace_id trace_id = {};
+
+	key.span_id = span_id;
+	key.pid = pid;
+	trace_id.low = low;
+	trace_id.high = high;
+	bpf_map_update_elem(&late_roots, &key, &trace_id, BPF_ANY);
+}
+
+/*
+ * A root starts on this thread: its trace id is fixed here, at its source. That needs no layout, but
+ * waits for one that is verified, so that what is begun can be finished; except where spans are
+ * built late, whose children would be exported before.
+ */
 SEC("uprobe")
 int otel_new_trace_id(struct pt_regs *ctx)
 {
@@ -171,13 +250,15 @@ int otel_new_trace_id(struct pt_regs *ctx)
 	struct root_start start = {}, *before;
 	struct active_spans found = {};
 	struct target *target = current_target(&pid);
+	bool has_span_id;
 	__u64 key;
 
-	if (!target || target->adoption == ADOPTION_NONE || target->adoption == ADOPTION_MISMATCH)
+	if (!may_adopt(target))
 		return 0;
 	before = bpf_map_lookup_elem(&root_starts, &tid);
 	if (before)
 		start = *before;
+	has_span_id = start.span_noted;
 	start.began = 1;
 	start.trace_noted = 0;
 	bpf_map_update_elem(&root_starts, &tid, &start, BPF_ANY);
@@ -188,10 +269,23 @@ int otel_new_trace_id(struct pt_regs *ctx)
 		count(COUNT_ROOTS_UNSAMPLED);
 		return 0;
 	}
-	/* What cannot be stopped is counted once, when its span is built. */
-	if (target->adoption != ADOPTION_VERIFIED || target->write_mode != WRITE_STOP ||
-	    why_no_stop(target) != COUNT_MAX)
+	if (target->write_mode != WRITE_STOP)
 		return 0;
+	if (target->builds_late) {
+		__u32 cause = has_span_id ? why_no_stop(target) : COUNT_ROOTS_UNWRITTEN;
+
+		if (cause == COUNT_MAX && !keep_late_root(target, pid, key, start.span_id, &found))
+			cause = COUNT_ROOTS_UNWRITTEN;
+		if (cause != COUNT_MAX) {
+			count(cause);
+			return 0;
+		}
+		if (target->adoption == ADOPTION_UNVERIFIED)
+			note_late_root(pid, start.span_id, found.server.trace_id_low, found.server.trace_id_high);
+	} else if (target->adoption != ADOPTION_VERIFIED || why_no_stop(target) != COUNT_MAX) {
+		/* What cannot be stopped is counted once, when its span is built. */
+		return 0;
+	}
 	request.returns = 1;
 	request.return_low = found.server.trace_id_low;
 	request.return_high = found.server.trace_id_high;
@@ -199,7 +293,7 @@ int otel_new_trace_id(struct pt_regs *ctx)
 	return 0;
 }
 
-/* On each `ret` of new_trace_id, until the layout is verified: rdx:rax is what it generated. */
+/* On each `ret` of new_trace_id, while the layout is not verified: rdx:rax is what it generated. */
 SEC("uprobe")
 int otel_new_trace_id_returns(struct pt_regs *ctx)
 {
@@ -207,7 +301,7 @@ int otel_new_trace_id_returns(struct pt_regs *ctx)
 	struct root_start *start;
 	struct target *target = current_target(&pid);
 
-	if (!target || target->adoption != ADOPTION_UNVERIFIED)
+	if (!target || (target->adoption != ADOPTION_UNVERIFIED && !target->builds_late))
 		return 0;
 	start = bpf_map_lookup_elem(&root_starts, &tid);
 	if (!start)
@@ -215,10 +309,12 @@ int otel_new_trace_id_returns(struct pt_regs *ctx)
 	start->trace_id_low = ctx->ax;
 	start->trace_id_high = ctx->dx;
 	start->trace_noted = 1;
+	if (target->builds_late && start->span_noted)
+		note_late_root(pid, start->span_id, ctx->ax, ctx->dx);
 	return 0;
 }
 
-/* On each `ret` of new_span_id, which the SDK calls before new_trace_id. */
+/* On each `ret` of new_span_id, which comes before new_trace_id, also where spans are built late. */
 SEC("uprobe")
 int otel_new_span_id_returns(struct pt_regs *ctx)
 {
@@ -226,13 +322,22 @@ int otel_new_span_id_returns(struct pt_regs *ctx)
 	struct root_start start = {};
 	struct target *target = current_target(&pid);
 
-	if (!target || target->adoption != ADOPTION_UNVERIFIED)
+	if (!target || (target->adoption != ADOPTION_UNVERIFIED && !target->builds_late))
 		return 0;
 	start.span_id = ctx->ax;
 	start.span_noted = 1;
 	bpf_map_update_elem(&root_starts, &tid, &start, BPF_ANY);
 	return 0;
 }
+
+/* What the SDK has just built, or is about to. */
+struct built_span {
+	struct span_context context;
+	__u64 context_address; /* where that may still be written */
+	__u64 parent_span_id;
+	bool parent_is_local; /* false: remote, or not known */
+	bool from_span; /* the parent was read of the finished Span, where only the layout says that it is */
+};
 
 /*
  * The ids that the SDK has just generated must be what the layout finds in the new span context.
@@ -253,14 +358,59 @@ static __always_inline void verify_layout(struct target *target, __u32 pid, cons
 		change_adoption(target, pid, ADOPTION_UNVERIFIED, ADOPTION_VERIFIED, 0, 0, 0);
 }
 
+static __always_inline const struct trace_id *find_late_root(__u32 pid, __u64 span_id)
+{
+	struct manual_span_key key = {};
+
+	key.span_id = span_id;
+	key.pid = pid;
+	return bpf_map_lookup_elem(&late_roots, &key);
+}
+
 /*
- * Writes the active span's trace id into the span context that build_recording_span is handed.
+ * A parent that was read of a finished Span must agree with what is known otherwise: new_trace_id is
+ * called for a root, and for nothing else.
+ */
+static __always_inline bool contradicts(const struct target *target, const struct built_span *built, bool began,
+					bool ours)
+{
+	if (!built->from_span || target->builds_late)
+		return false;
+	return began ? built->parent_span_id != 0 : ours && !built->parent_span_id;
+}
+
+/*
+ * Where spans are built late, much comes between ids and span, and children come first: a span is
+ * looked for among the roots that were noted, itself or by its parent. One that is not there (a
+ * grandchild, or ids by hand) tells nothing; too many of them in a row are a mismatch.
+ */
+#define LATE_STRANGERS_MAX 1000
+
+static __always_inline void verify_late(struct target *target, __u32 pid, const struct built_span *built)
+{
+	const struct trace_id *trace_id = find_late_root(pid, built->context.span_id);
+
+	if (!trace_id && built->parent_span_id)
+		trace_id = find_late_root(pid, built->parent_span_id);
+	if (trace_id && trace_id->low == built->context.trace_id_low &&
+	    trace_id->high == built->context.trace_id_high)
+		change_adoption(target, pid, ADOPTION_UNVERIFIED, ADOPTION_VERIFIED, 0, 0, 0);
+	else if (trace_id)
+		change_adoption(target, pid, ADOPTION_UNVERIFIED, ADOPTION_MISMATCH, CHECK_TRACE_ID, trace_id->low,
+				built->context.trace_id_low);
+	else if (__sync_fetch_and_add(&target->strangers, 1) >= LATE_STRANGERS_MAX)
+		change_adoption(target, pid, ADOPTION_UNVERIFIED, ADOPTION_MISMATCH, CHECK_SPAN_ID, 0,
+				built->context.span_id);
+}
+
+/*
+ * Writes the active span's trace id into the span context at an address.
  * Returns COUNT_MAX, or the counter of why it cannot.
  */
 static __always_inline __u32 write_trace_id(const struct target *target, struct pt_regs *ctx,
-					    const struct span_frame *server)
+					    __u64 context_address, const struct span_frame *server)
 {
-	__u64 address = ctx->cx + target->layout.context_trace_id;
+	__u64 address = context_address + target->layout.context_trace_id;
 
 	if (kernel_writes && target->write_mode == WRITE_KERNEL) {
 		__u64 trace_id[2] = {server->trace_id_low, server->trace_id_high};
@@ -303,89 +453,202 @@ static __always_inline void say_root(__u32 pid, const struct span_frame *server,
 	emit(&event, sizeof(event));
 }
 
-/* rdx = psc: the parent's span context, rcx = sc: the new span's own. */
-SEC("uprobe")
-int otel_build_recording_span(struct pt_regs *ctx)
+static __always_inline void push_manual_span(__u32 pid, __u64 key, const struct span_context *context,
+					     const struct span_frame *server)
 {
-	__u32 pid, tid = bpf_get_current_pid_tgid();
-	struct span_context parent = {}, context = {};
+	struct span_frame frame = {};
+
+	frame.trace_id_low = server->trace_id_low;
+	frame.trace_id_high = server->trace_id_high;
+	frame.span_id = context->span_id;
+	frame.flags = context->flags;
+	frame.kind = FRAME_MANUAL;
+	push_span(pid, key, &frame);
+}
+
+/* A recording span is built: a root is adopted, what belongs to the request is pushed. */
+static __always_inline int adopt_or_follow(struct target *target, __u32 pid, struct pt_regs *ctx,
+					   const struct built_span *built)
+{
+	__u32 tid = bpf_get_current_pid_tgid();
 	struct manual_span_key span_key = {};
 	struct root_start start = {}, *noted;
 	struct active_spans found = {};
-	struct manual_span span = {};
-	struct span_frame frame = {};
-	struct target *target = current_target(&pid);
+	struct manual_span span = {}, *known;
+	bool is_active, ours;
 	__u64 key;
 
-	if (!target || target->adoption == ADOPTION_NONE || target->adoption == ADOPTION_MISMATCH)
-		return 0;
 	noted = bpf_map_lookup_elem(&root_starts, &tid);
 	if (noted) {
 		start = *noted;
 		bpf_map_delete_elem(&root_starts, &tid);
 	}
-	if (!read_span_context(&context, &target->layout, ctx->cx) ||
-	    !read_span_context(&parent, &target->layout, ctx->dx))
-		return 0;
-	if (target->adoption == ADOPTION_UNVERIFIED)
-		verify_layout(target, pid, &start, &context);
+	if (target->adoption == ADOPTION_UNVERIFIED) {
+		if (target->builds_late)
+			verify_late(target, pid, built);
+		else
+			verify_layout(target, pid, &start, &built->context);
+	}
 	if (target->adoption != ADOPTION_VERIFIED)
 		return 0;
 
 	key = current_task_key(target);
-	if (!find_active(pid, key, &found) || !(found.server.flags & TRACE_FLAG_SAMPLED))
-		return 0;
-	if (!parent.span_id) {
-		bool ours = context.trace_id_low == found.server.trace_id_low &&
-			    context.trace_id_high == found.server.trace_id_high;
-		__u32 cause = COUNT_ROOTS_UNWRITTEN;
-
-		if (target->write_mode == WRITE_OFF) {
-			if (start.began)
-				say_root(pid, &found.server, &context);
+	is_active = find_active(pid, key, &found) && (found.server.flags & TRACE_FLAG_SAMPLED);
+	ours = is_active && built->context.trace_id_low == found.server.trace_id_low &&
+	       built->context.trace_id_high == found.server.trace_id_high;
+	span_key.span_id = built->context.span_id;
+	span_key.pid = pid;
+	if (target->builds_late) {
+		known = bpf_map_lookup_elem(&manual_spans, &span_key);
+		if (known && !built->parent_span_id && known->trace_id_low == built->context.trace_id_low &&
+		    known->trace_id_high == built->context.trace_id_high) {
+			/* All was decided when it got its ids, in whatever task that was. */
+			known->task_key = key;
+			if (ours)
+				push_manual_span(pid, key, &built->context, &found.server);
 			return 0;
 		}
+		if (known)
+			bpf_map_delete_elem(&manual_spans, &span_key);
+	}
+	if (contradicts(target, built, start.began, ours)) {
+		change_adoption(target, pid, ADOPTION_VERIFIED, ADOPTION_MISMATCH, CHECK_PARENT_ID, start.began,
+				built->parent_span_id);
+		return 0;
+	}
+	if (!is_active)
+		return 0;
+	if (!built->parent_span_id) {
+		__u32 cause = COUNT_ROOTS_UNWRITTEN;
+
 		/* Without new_trace_id, the id is the application's own choice. */
+		if (target->builds_late)
+			start.began = find_late_root(pid, built->context.span_id) != NULL;
+		if (target->write_mode == WRITE_OFF) {
+			if (start.began)
+				say_root(pid, &found.server, &built->context);
+			return 0;
+		}
+		/* Too late: children that were built before have the old trace id. */
+		if (target->builds_late) {
+			if (start.began && target->write_mode == WRITE_KERNEL)
+				count(COUNT_ROOTS_UNWRITTEN);
+			return 0;
+		}
 		if (!ours && start.began)
-			cause = write_trace_id(target, ctx, &found.server);
+			cause = write_trace_id(target, ctx, built->context_address, &found.server);
 		if (!ours && cause != COUNT_MAX) {
 			count(cause);
 			return 0;
 		}
 		span.adopted = 1;
 		span.parent = parent_for(target, &found);
-	} else if (parent.trace_id_low != found.server.trace_id_low ||
-		   parent.trace_id_high != found.server.trace_id_high) {
+	} else if (!ours) {
 		return 0; /* a trace of its own */
-	} else if (parent.is_remote && parent.span_id == found.server.remote_parent &&
+	} else if (!built->parent_is_local && built->parent_span_id == found.server.remote_parent &&
 		   target->write_mode != WRITE_OFF) {
 		span.adopted = 1;
 		span.remote = 1;
-		span.parent_before = parent.span_id;
+		span.parent_before = built->parent_span_id;
 		span.parent = found.server.span_id;
 	} else {
-		span.parent = parent.span_id;
+		span.parent = built->parent_span_id;
 	}
 
 	span.task_key = key;
 	span.trace_id_low = found.server.trace_id_low;
 	span.trace_id_high = found.server.trace_id_high;
-	span_key.span_id = context.span_id;
-	span_key.pid = pid;
 	bpf_map_update_elem(&manual_spans, &span_key, &span, BPF_ANY);
-	frame.trace_id_low = span.trace_id_low;
-	frame.trace_id_high = span.trace_id_high;
-	frame.span_id = context.span_id;
-	frame.flags = context.flags;
-	frame.kind = FRAME_MANUAL;
-	push_span(pid, key, &frame);
+	push_manual_span(pid, key, &built->context, &found.server);
 	return 0;
 }
 
-/* Whether what the layout finds in the Span can be a span's: a start time of this era. */
-static __always_inline bool is_plausible(const struct manual_span_event *event)
+/* 0.22 and newer. rdx = psc: the parent's span context, rcx = sc: the new span's own. */
+SEC("uprobe")
+int otel_build_recording_span(struct pt_regs *ctx)
 {
-	return event->start_seconds > 0 && event->start_seconds < (1ULL << 34) && event->start_nanos < NANOSECONDS;
+	struct span_context parent = {};
+	struct built_span built = {};
+	__u32 pid;
+	struct target *target = current_target(&pid);
+
+	if (!may_adopt(target))
+		return 0;
+	if (!read_span_context(&built.context, &target->layout, ctx->cx) ||
+	    !read_span_context(&parent, &target->layout, ctx->dx))
+		return 0;
+	built.context_address = ctx->cx;
+	built.parent_span_id = parent.span_id;
+	built.parent_is_local = !parent.is_remote;
+	return adopt_or_follow(target, pid, ctx, &built);
+}
+
+/* Before 0.22. rdi = the place of the Span that is returned. */
+SEC("uprobe")
+int otel_build_with_context(struct pt_regs *ctx)
+{
+	struct build_key key = {};
+	__u64 address = ctx->di;
+	__u32 pid;
+
+	if (!may_adopt(current_target(&pid)))
+		return 0;
+	key.sp = ctx->sp;
+	key.tid = bpf_get_current_pid_tgid();
+	bpf_map_update_elem(&builds, &key, &address, BPF_ANY);
+	return 0;
+}
+
+/* On each `ret` of build_with_context: the Span is whole, and nobody has a copy of its ids yet. */
+SEC("uprobe")
+int otel_build_with_context_returns(struct pt_regs *ctx)
+{
+	struct built_span built = {};
+	struct build_key key = {};
+	__u64 *address, span, data;
+	__u32 pid;
+	struct target *target = current_target(&pid);
+
+	if (!may_adopt(target))
+		return 0;
+	key.sp = ctx->sp;
+	key.tid = bpf_get_current_pid_tgid();
+	address = bpf_map_lookup_elem(&builds, &key);
+	if (!address)
+		return 0; /* it was entered before the probe was there */
+	span = *address;
+	bpf_map_delete_elem(&builds, &key);
+	if (!read_u64(&data, span + target->layout.span_data)) {
+		count(COUNT_READ_FAULT);
+		return 0;
+	}
+	if (data == target->layout.span_data_none)
+		return 0; /* not recording */
+	built.from_span = true;
+	built.context_address = span + target->layout.span_context;
+	if (!read_span_context(&built.context, &target->layout, built.context_address))
+		return 0;
+	if (!read_u64(&built.parent_span_id, span + target->layout.span_parent_id)) {
+		count(COUNT_READ_FAULT);
+		return 0;
+	}
+	return adopt_or_follow(target, pid, ctx, &built);
+}
+
+/*
+ * Whether what the layout finds in the Span can be a span's that is about to get its parent: a start
+ * time of this era, one of the five kinds, and the flag of a remote parent only where there is one.
+ */
+static __always_inline bool is_plausible(const struct target *target, const struct manual_span_event *event,
+					 __u64 span, bool remote)
+{
+	__u8 flag = remote;
+
+	if (target->layout.span_parent_is_remote != LAYOUT_ABSENT &&
+	    bpf_probe_read_user(&flag, sizeof(flag), (void *)(span + target->layout.span_parent_is_remote)))
+		return false;
+	return event->start_seconds > ERA_BEGINS && event->start_seconds < ERA_ENDS &&
+	       event->start_nanos < NANOSECONDS && event->kind < SPAN_KINDS && flag == remote;
 }
 
 /* Puts the parent into the Span that is about to be exported. */
@@ -486,7 +749,8 @@ int otel_ensure_ended_and_exported(struct pt_regs *ctx)
 			   context.trace_id_high != known->trace_id_high) {
 			event.relation = MANUAL_UNWRITTEN;
 			count(COUNT_ROOTS_UNWRITTEN);
-		} else if (event.parent_span_id != known->parent_before || !is_plausible(&event)) {
+		} else if (event.parent_span_id != known->parent_before ||
+			   !is_plausible(target, &event, ctx->di, known->remote)) {
 			/* Not the place where the SDK keeps it: nothing is written there. */
 			event.relation = MANUAL_UNWRITTEN;
 			count(COUNT_PARENTS_UNWRITTEN);

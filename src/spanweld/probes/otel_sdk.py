@@ -34,6 +34,8 @@ from spanweld.probes.declaration import (
     ManualRoot,
     Place,
     Probe,
+    Release,
+    release_of,
 )
 
 _NANOSECONDS = 1_000_000_000
@@ -90,26 +92,108 @@ def decode_adoption(data: bytes, clock: Clock, span_kinds: Mapping[int, int]) ->
     return AdoptionChanged(f"{_MISMATCH[LayoutCheck(event.what)]} is not where the layout says")
 
 
-_GENERATORS = "opentelemetry_sdk::trace::id_generator"
-_GENERATOR = f"<{_GENERATORS}::RandomIdGenerator as {_GENERATORS}::IdGenerator>"
+OLDEST = Release(0, 17)
+"""Older releases of the SDK are not known."""
+_OWN_CRATE = Release(0, 18)
+"""Before, the SDK was a module of the crate opentelemetry."""
+_BUILDS_APART = Release(0, 22)
+"""Since then spans that are recorded are built by a function of their own."""
+_SDK_TRACER = Release(0, 28)
+"""Since then Tracer is called SdkTracer."""
+_API_CRATE = Release(0, 21)
+"""Before, from 0.18 on, the traits were in the crate opentelemetry_api."""
+_BUILDS_EARLY = Release(0, 32)
+"""Since then tracing-opentelemetry has the SDK build a span when it starts, not when it ends."""
+
+
+def sdk_versions(crates: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
+    """The versions of the SDK among an image's crates, whatever crate it was in then."""
+    own = crates.get("opentelemetry_sdk")
+    if own:
+        return own
+    return tuple(
+        version
+        for version in crates.get("opentelemetry", ())
+        if (release := release_of(version)) is not None and release < _OWN_CRATE
+    )
+
+
+def builds_late(crates: Mapping[str, tuple[str, ...]]) -> bool:
+    """Whether ``tracing`` spans get their ids when they start, and are built when they end."""
+    return any(
+        (release := release_of(version)) is not None and release < _BUILDS_EARLY
+        for version in crates.get("tracing-opentelemetry", ())
+    )
+
+
+def _generator(function: str, *, program: str, place: Place, early: bool = False) -> tuple[Probe, ...]:
+    """A probe of every id generator in the image, the SDK's or the service's own."""
+    return tuple(
+        Probe(
+            program,
+            place,
+            f"<* as {trait}>::{function}",
+            since=since,
+            before=before,
+            returned_early=early,
+            until_verified=place is Place.RETURNS,
+        )
+        for trait, since, before in (
+            ("opentelemetry::trace::IdGenerator", None, _OWN_CRATE),
+            ("opentelemetry_sdk::trace::id_generator::IdGenerator", _OWN_CRATE, None),
+        )
+    )
+
+
+def _build_with_context(program: str, place: Place) -> tuple[Probe, ...]:
+    return tuple(
+        Probe(
+            program,
+            place,
+            f"<{sdk}::trace::tracer::Tracer as {api}::trace::tracer::Tracer>::build_with_context",
+            since=since,
+            before=before,
+        )
+        for sdk, api, since, before in (
+            ("opentelemetry::sdk", "opentelemetry", None, _OWN_CRATE),
+            ("opentelemetry_sdk", "opentelemetry_api", _OWN_CRATE, _API_CRATE),
+            ("opentelemetry_sdk", "opentelemetry", _API_CRATE, _BUILDS_APART),
+        )
+    )
+
 
 INSTRUMENTATION = Instrumentation(
     name="otel_sdk",
-    crate="opentelemetry_sdk",
-    releases=("0.31",),
     probes=(
-        Probe("otel_new_trace_id", Place.ENTRY, f"{_GENERATOR}::new_trace_id", returned_early=True),
-        Probe("otel_new_trace_id_returns", Place.RETURNS, f"{_GENERATOR}::new_trace_id", until_verified=True),
-        Probe("otel_new_span_id_returns", Place.RETURNS, f"{_GENERATOR}::new_span_id", until_verified=True),
+        *_generator("new_trace_id", program="otel_new_trace_id", place=Place.ENTRY, early=True),
+        *_generator("new_trace_id", program="otel_new_trace_id_returns", place=Place.RETURNS),
+        *_generator("new_span_id", program="otel_new_span_id_returns", place=Place.RETURNS),
+        *_build_with_context("otel_build_with_context", Place.ENTRY),
+        *_build_with_context("otel_build_with_context_returns", Place.RETURNS),
+        Probe(
+            "otel_build_recording_span",
+            Place.ENTRY,
+            "opentelemetry_sdk::trace::tracer::Tracer::build_recording_span",
+            since=_BUILDS_APART,
+            before=_SDK_TRACER,
+        ),
         Probe(
             "otel_build_recording_span",
             Place.ENTRY,
             "opentelemetry_sdk::trace::tracer::SdkTracer::build_recording_span",
+            since=_SDK_TRACER,
+        ),
+        Probe(
+            "otel_ensure_ended_and_exported",
+            Place.ENTRY,
+            "opentelemetry::sdk::trace::span::Span::ensure_ended_and_exported",
+            before=_OWN_CRATE,
         ),
         Probe(
             "otel_ensure_ended_and_exported",
             Place.ENTRY,
             "opentelemetry_sdk::trace::span::Span::ensure_ended_and_exported",
+            since=_OWN_CRATE,
         ),
         Probe("otel_epoll_wait_interrupted", Place.TRACEPOINT, for_stop_writer=True),
         Probe("otel_epoll_pwait_interrupted", Place.TRACEPOINT, for_stop_writer=True),

@@ -50,7 +50,7 @@ struct sdk_layout {
 
 #define LAYOUT_ABSENT 0xffff
 
-/* targets: value. `adoption` is changed by programs, all else is constant while attached. */
+/* targets: value. `adoption` and `strangers` are changed by programs, all else is constant while attached. */
 struct target {
 	__u64 tokio_task_id; /* offset from the thread pointer, two's complement; 0: no tokio */
 	__u64 sample_below; /* a root is sampled if (low half of its trace id >> 1) < this */
@@ -60,6 +60,9 @@ struct target {
 	__u32 tracer; /* process id of the stop writer's tracer, 0: none */
 	__u32 parent_based;
 	__u32 wants_manual_spans; /* an exporter shows them */
+	/* Spans get their ids when they start, and are built when they end (tracing-opentelemetry before 0.32). */
+	__u32 builds_late;
+	__u32 strangers; /* late built spans that said nothing of the layout; counted by otel_sdk */
 	struct sdk_layout layout;
 };
 
