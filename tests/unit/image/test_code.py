@@ -38,6 +38,10 @@ def assembled(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "narrow": "mov %edi, %fs:-8; ret",
         "loops": "1: jmp 1b",
         "privileged": "hlt",
+        "thunk": "lea data(%rip), %rdi; jmp two",
+        "thunk_to_nowhere": "jmp *%rax",
+        "thunk_to_computed": "jmp computed",
+        "computed": "jmp *%rdi",
         "wild": "mov %rdi, (%rdi); ret",
     }
     text = "".join(
@@ -84,7 +88,18 @@ def test_first_instruction(assembled: Path, name: str, touches_memory: bool, ear
     assert (first.touches_memory, first.early_return) == (touches_memory, early_return)
 
 
-@pytest.mark.parametrize(("name", "count"), [("two", 2), ("push", 1), ("jumps", 0)])
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("two", 2),
+        ("push", 1),
+        ("jumps", 1),
+        ("thunk", 2),
+        ("thunk_to_nowhere", 0),
+        ("thunk_to_computed", 0),
+        ("loops", 0),
+    ],
+)
 def test_returns(assembled: Path, name: str, count: int) -> None:
     content = assembled.read_bytes()
     with Image.open(assembled) as image:
