@@ -11,11 +11,11 @@ difference ends the run. Offsets and niches are the compiler's own account; noth
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import os
 import subprocess
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,24 +25,24 @@ from elftools.dwarf.die import DIE
 from elftools.elf.elffile import ELFFile
 
 DATABASE = Path(__file__).resolve().parents[2] / "src" / "spanweld" / "layouts" / "database.json"
-SCHEMA = 1
-
-# Since this release u128 is aligned to 16 bytes on x86-64, and the capacity of a Vec has the niche
-# that Option<SpanData>, Status and Cow use. No older compiler shares a layout with a newer one.
-OLDEST_SAME_RULES = "1.77.0"
+SCHEMA = 2
+TARGET = "x86_64"
+_WORK = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "spanweld" / "layouts"
+_SPARSE_REGISTRY = (1, 70)
+"""An older cargo fetches the registry in a way that takes long: it gets its crates in a folder."""
 
 _MANIFEST = """\
 [package]
 name = "layout-probe"
 version = "0.0.0"
 edition = "2021"
+rust-version = "{rustc}"
 
 [lib]
-crate-type = ["cdylib"]
 path = "lib.rs"
 
 [dependencies]
-opentelemetry_sdk = {{ version = "={version}", default-features = {default_features}, features = ["trace"] }}
+{package} = {{ version = "={version}", default-features = {features}, features = ["trace"] }}
 
 [profile.dev]
 debug = 2
@@ -51,17 +51,18 @@ codegen-units = 1
 
 [workspace]
 """
-# Dropping a Span is enough to have the whole type described. Option<SystemTime> is the second
-# argument of ensure_ended_and_exported.
+_VENDORED = """\
+[source.crates-io]
+replace-with = "vendored"
+
+[source.vendored]
+directory = "vendor"
+"""
+# A reference is enough to have the whole type described. Option<SystemTime> is the second argument of
+# ensure_ended_and_exported.
 _SOURCE = """\
 #[no_mangle]
-pub unsafe extern "C" fn probe(
-    span: *mut opentelemetry_sdk::trace::Span,
-    end: &mut Option<std::time::SystemTime>,
-) -> bool {
-    std::ptr::drop_in_place(span);
-    end.take().is_some()
-}
+pub extern "C" fn probe(_span: &{sdk}::trace::Span, _end: &Option<std::time::SystemTime>) {{}}
 """
 
 
@@ -148,7 +149,10 @@ def read_layout(library: Path) -> dict[str, Any]:
         if elf["e_machine"] != "EM_X86_64":
             raise LayoutError(f"{library} is built for {elf['e_machine']}")
         unit = _probe_unit(elf)
-        span = Place(0, _find_type(unit, "opentelemetry_sdk::trace::span::Span"))
+        span = Place(
+            0,
+            _find_type(unit, "opentelemetry_sdk::trace::span::Span", "opentelemetry::sdk::trace::span::Span"),
+        )
         end = Place(0, _find_type(unit, "core::option::Option<std::time::SystemTime>"))
         return _describe(span, end)
 
@@ -156,17 +160,9 @@ def read_layout(library: Path) -> dict[str, Any]:
 def _describe(span: Place, end: Place) -> dict[str, Any]:
     context = span.field("span_context")
     option = span.field("data").enum()
-    if option.size != 8:
-        raise LayoutError(f"data: None is told by {option.size} bytes, not by 8")
     data = option.payloads["Some"].field("__0")
-    name_pointer, name_length = _text(data.field("name"))
     start_seconds, start_nanos = _time(data.field("start_time"))
     end_seconds, end_nanos = _time(data.field("end_time"))
-    status_place = data.field("status")
-    status = status_place.enum()
-    if status.size != 8:
-        raise LayoutError(f"the status is told by {status.size} bytes, not by 8")
-    description_pointer, description_length = _text(status.payloads["Error"].field("description"))
     kind = data.field("span_kind")
     remote = None
     if "parent_span_is_remote" in data.field_names():
@@ -180,52 +176,89 @@ def _describe(span: Place, end: Place) -> dict[str, Any]:
         "context_is_remote": context.field("is_remote").offset - context.offset,
         "context_flags": context.field("trace_flags").first().offset - context.offset,
         "span_data": option.offset,
+        "span_data_size": option.size,
         "span_data_none": option.niche("None"),
         "span_parent_id": data.field("parent_span_id").first().offset,
         "span_parent_is_remote": remote,
-        "span_name_pointer": name_pointer,
-        "span_name_length": name_length,
+        **_text("span_name", data.field("name")),
         "span_kind": kind.offset,
         "span_kinds": _enumerators(kind),
         "span_start_seconds": start_seconds,
         "span_start_nanos": start_nanos,
         "span_end_seconds": end_seconds,
         "span_end_nanos": end_nanos,
+        **_status(data),
+        **_end_argument(end),
+    }
+
+
+def _status(data: Place) -> dict[str, Any]:
+    """How the status is told, and where an error's description is."""
+    if "status_code" in data.field_names():
+        code = data.field("status_code")
+        values = _enumerators(code)
+        return {
+            "span_status": code.offset,
+            "span_status_size": _size(code.type),
+            "status_unset": values["UNSET"],
+            "status_ok": values["OK"],
+            **_text("status_description", data.field("status_message")),
+        }
+    status = data.field("status").enum()
+    return {
         "span_status": status.offset,
+        "span_status_size": status.size,
         "status_unset": status.niche("Unset"),
         "status_ok": status.niche("Ok"),
-        "status_description_pointer": description_pointer,
-        "status_description_length": description_length,
-        "end_argument_none_nanos": _no_end_time(end),
+        **_text("status_description", status.payloads["Error"].field("description")),
     }
 
 
-def _no_end_time(end: Place) -> int:
-    """The nanoseconds that mean ``None``; also that the pair goes in registers, seconds first."""
+def _end_argument(end: Place) -> dict[str, int | None]:
+    """How an ``Option<SystemTime>`` is passed as the second argument of a function."""
     option = end.enum()
     seconds, nanos = _time(option.payloads["Some"].field("__0"))
-    if (seconds, nanos, option.offset, option.size) != (0, 8, 8, 4):
+    none = option.niche("None")
+    # The Rust ABI passes two scalars in registers, and by address what is longer than two words.
+    in_registers = _size(end.type) <= 16
+    if in_registers and (seconds, nanos, option.offset, option.size) != (0, 8, 8, 4):
         raise LayoutError("Option<SystemTime> is not the pair (u64 seconds, u32 nanoseconds)")
-    return option.niche("None")
-
-
-def _text(cow: Place) -> tuple[int, int]:
-    """Where a ``Cow<'static, str>`` keeps pointer and length: the same places whether borrowed or owned."""
-    variants = cow.enum().payloads
-    borrowed = variants["Borrowed"].field("__0")
-    vector = variants["Owned"].field("__0").field("vec")
-    owned_pointer = vector.field("buf").field("inner").field("ptr").first()
-    places = {
-        (borrowed.field("data_ptr").offset, borrowed.field("length").offset),
-        (owned_pointer.offset, vector.field("len").offset),
+    if not in_registers and option.size != 8:
+        raise LayoutError(f"Option<SystemTime> is told by {option.size} bytes, not by 8")
+    return {
+        "end_argument_none_nanos": none if in_registers else None,
+        "end_argument_seconds": None if in_registers else seconds,
+        "end_argument_nanos": None if in_registers else nanos,
+        "end_argument_tag": None if in_registers else option.offset,
+        "end_argument_tag_none": None if in_registers else none,
     }
-    if len(places) != 1:
-        raise LayoutError(f"a borrowed and an owned Cow<str> differ: {places}")
-    return places.pop()
+
+
+def _text(name: str, cow: Place) -> dict[str, int | None]:
+    """Where a ``Cow<'static, str>`` keeps pointer and length, borrowed and owned, and what tells which."""
+    enum = cow.enum()
+    borrowed = enum.payloads["Borrowed"].field("__0")
+    vector = enum.payloads["Owned"].field("__0").field("vec")
+    buffer = vector.field("buf")
+    if "inner" in buffer.field_names():
+        buffer = buffer.field("inner")
+    pointers = (borrowed.field("data_ptr").offset, buffer.field("ptr").first().offset)
+    lengths = (borrowed.field("length").offset, vector.field("len").offset)
+    same = pointers[0] == pointers[1] and lengths[0] == lengths[1]
+    if not same and enum.size != 8:
+        raise LayoutError(f"a Cow<str> is told by {enum.size} bytes, not by 8")
+    return {
+        f"{name}_pointer": pointers[0],
+        f"{name}_length": lengths[0],
+        f"{name}_owned_pointer": pointers[1],
+        f"{name}_owned_length": lengths[1],
+        f"{name}_tag": None if same else enum.offset,
+        f"{name}_borrowed": None if same else enum.niche("Borrowed"),
+    }
 
 
 def _time(time: Place) -> tuple[int, int]:
-    """Offsets of a SystemTime's i64 seconds and u32 nanoseconds."""
+    """Offsets of a SystemTime's i64 seconds and its nanoseconds (u32, or an i64 below 2^32)."""
     spec = time.field("__0").field("t")
     return spec.field("tv_sec").offset, spec.field("tv_nsec").first().offset
 
@@ -248,11 +281,11 @@ def _probe_unit(elf: ELFFile) -> CompileUnit:
     raise LayoutError("no debug information of the probe crate")
 
 
-def _find_type(unit: CompileUnit, path: str) -> DIE:
+def _find_type(unit: CompileUnit, *paths: str) -> DIE:
     for die in unit.iter_DIEs():
-        if die.tag in ("DW_TAG_structure_type", "DW_TAG_enumeration_type") and _path(die) == path:
+        if die.tag in ("DW_TAG_structure_type", "DW_TAG_enumeration_type") and _path(die) in paths:
             return die
-    raise LayoutError(f"no type {path}")
+    raise LayoutError(f"no type {paths[0]}")
 
 
 def _path(die: DIE) -> str:
@@ -278,63 +311,159 @@ def _offset(die: DIE) -> int:
     return int(die.attributes["DW_AT_data_member_location"].value)
 
 
-def build(version: str, default_features: bool, work: Path) -> Path:
-    """Build the probe crate against one SDK version; its library."""
-    crate = work / f"{version}-{'default' if default_features else 'minimal'}"
-    crate.mkdir(parents=True, exist_ok=True)
-    manifest = _MANIFEST.format(version=version, default_features=str(default_features).lower())
-    (crate / "Cargo.toml").write_text(manifest)
-    (crate / "lib.rs").write_text(_SOURCE)
-    target = crate / "target"
-    environment = {**os.environ, "CARGO_TARGET_DIR": str(target), "RUSTFLAGS": ""}
-    subprocess.run(["cargo", "build", "--quiet"], cwd=crate, env=environment, check=True)
-    return target / "debug" / "liblayout_probe.so"
+@dataclass(frozen=True, slots=True)
+class Compiler:
+    """A rustc and the cargo that drives it; ``work`` is the folder of all that is built with it."""
+
+    rustc: str
+    cargo: str
+    version: str
+    work: Path
+
+    @classmethod
+    def of(cls, rustc: str, cargo: str, work: Path) -> Compiler:
+        """Ask ``rustc`` for its version."""
+        version = _tool_version(rustc)
+        return cls(rustc, cargo, version, work.resolve() / f"rustc-{version}")
+
+    def layout(self, sdk: str) -> dict[str, Any]:
+        """One SDK version's layout, the same with the fewest and with the default features."""
+        self.work.mkdir(parents=True, exist_ok=True)
+        with (self.work / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            minimal, full = (read_layout(self._build(sdk, features)) for features in (False, True))
+        if minimal != full:
+            raise LayoutError("the layout depends on the crate's features")
+        return minimal
+
+    def _build(self, sdk: str, features: bool) -> Path:
+        crate = self.work / f"{sdk}-{'default' if features else 'minimal'}"
+        crate.mkdir(exist_ok=True)
+        package, path = ("opentelemetry", "::sdk") if _numbers(sdk) < (0, 18) else ("opentelemetry_sdk", "")
+        manifest = _MANIFEST.format(
+            package=package,
+            version=sdk,
+            features=str(features).lower(),
+            rustc=self.version.partition("-")[0],
+        )
+        (crate / "Cargo.toml").write_text(manifest)
+        (crate / "lib.rs").write_text(_SOURCE.format(sdk=package + path))
+        environment = {
+            **os.environ,
+            "CARGO_TARGET_DIR": str(self.work / "target"),
+            "RUSTC": self.rustc,
+            "RUSTFLAGS": "",
+        }
+        if not (crate / "Cargo.lock").exists():
+            self._resolve(crate)
+        # Of the dependencies only the types are needed, so they are checked, which takes a fraction of the
+        # time; the probe crate alone is compiled, and linked against nothing.
+        command = [self.cargo, "rustc", "--quiet", "--locked", "--lib", "--profile", "check"]
+        subprocess.run(
+            [*command, "--", f"--emit=obj={crate / 'probe.o'}"], cwd=crate, env=environment, check=True
+        )
+        library = crate / "probe.so"
+        subprocess.run(["cc", "-shared", "-nostdlib", "-o", str(library), str(crate / "probe.o")], check=True)
+        return library
+
+    def _resolve(self, crate: Path) -> None:
+        """Choose dependencies that the compiler can build, which only a recent cargo can."""
+        environment = {**os.environ, "CARGO_RESOLVER_INCOMPATIBLE_RUST_VERSIONS": "fallback"}
+
+        def run(*arguments: str) -> None:
+            subprocess.run(["cargo", *arguments, "--quiet"], cwd=crate, env=environment, check=True)
+
+        run("generate-lockfile")
+        if _numbers(_tool_version(self.cargo)) < _SPARSE_REGISTRY:
+            run("vendor", "--locked", "--versioned-dirs", "--no-delete", "../vendor")
+            (self.work / ".cargo").mkdir(exist_ok=True)
+            (self.work / ".cargo" / "config.toml").write_text(_VENDORED)
 
 
-def compiler_version() -> str:
-    """The version of the rustc that cargo uses."""
-    output = subprocess.run(
-        [os.environ.get("RUSTC", "rustc"), "--version"], capture_output=True, text=True, check=True
-    )
-    return output.stdout.split()[1]
+def _tool_version(command: str) -> str:
+    output = subprocess.run([command, "--version"], capture_output=True, text=True, check=True).stdout
+    return output.split()[1]
 
 
-def generate(version: str, work: Path) -> dict[str, Any]:
-    """One entry of the database."""
-    minimal = read_layout(build(version, False, work))
-    if read_layout(build(version, True, work)) != minimal:
-        raise LayoutError(f"opentelemetry_sdk {version}: the layout depends on the crate's features")
-    return {
-        "sdk": version,
-        "rustc": compiler_version(),
-        "rustc_since": OLDEST_SAME_RULES,
-        "target": "x86_64",
-        **minimal,
-    }
+class Database:
+    """``database.json``: each layout once, with the SDK versions and compilers it was generated for."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def pairs(self) -> set[tuple[str, str, str]]:
+        """(SDK, rustc, target) of all that is in it."""
+        return set(self._read())
+
+    def add(self, sdk: str, rustc: str, target: str, layout: dict[str, Any]) -> None:
+        """Put one layout in; other runs may do the same at the same time."""
+        with Path(__file__).open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            layouts = self._read()
+            layouts[sdk, rustc, target] = layout
+            temporary = self._path.with_suffix(".tmp")
+            temporary.write_text(_text_of(layouts))
+            temporary.replace(self._path)
+
+    def _read(self) -> dict[tuple[str, str, str], dict[str, Any]]:
+        result: dict[tuple[str, str, str], dict[str, Any]] = {}
+        if self._path.exists():
+            for entry in json.loads(self._path.read_text())["layouts"]:
+                layout = {key: value for key, value in entry.items() if key not in ("target", "generated")}
+                for sdk, compilers in entry["generated"].items():
+                    for rustc in compilers:
+                        result[sdk, rustc, entry["target"]] = layout
+        return result
+
+
+def _text_of(layouts: dict[tuple[str, str, str], dict[str, Any]]) -> str:
+    """The database as text: one line a field, so that a change is easy to see."""
+    entries: list[tuple[str, dict[str, Any], dict[str, list[str]]]] = []
+    for (sdk, rustc, target), layout in sorted(
+        layouts.items(), key=lambda item: (item[0][2], _numbers(item[0][0]), _numbers(item[0][1]))
+    ):
+        for known_target, known, generated in entries:
+            if (known_target, known) == (target, layout):
+                generated.setdefault(sdk, []).append(rustc)
+                break
+        else:
+            entries.append((target, layout, {sdk: [rustc]}))
+    blocks = []
+    for target, layout, generated in entries:
+        lines = [f'  "target": {json.dumps(target)}', '  "generated": {']
+        lines[1] += "\n" + ",\n".join(
+            f"   {json.dumps(sdk)}: {json.dumps(compilers)}" for sdk, compilers in generated.items()
+        )
+        lines[1] += "\n  }"
+        lines += [f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in layout.items()]
+        blocks.append(" {\n" + ",\n".join(lines) + "\n }")
+    return f'{{"schema": {SCHEMA}, "layouts": [\n' + ",\n".join(blocks) + "\n]}\n"
 
 
 def main() -> int:
     """Generate the versions named on the command line and merge them into the database."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("versions", nargs="+", metavar="SDK_VERSION")
-    parser.add_argument("--work", type=Path, help="keep the builds in this folder")
+    parser.add_argument("versions", nargs="*", metavar="SDK_VERSION", help="default: all in the database")
+    parser.add_argument("--rustc", default="rustc", help="the compiler (default: the one on PATH)")
+    parser.add_argument("--cargo", default="cargo", help="the cargo that works with it")
+    parser.add_argument("--work", type=Path, default=_WORK, help="the folder to build in, kept (%(default)s)")
+    parser.add_argument("--again", action="store_true", help="also what the database has already")
     arguments = parser.parse_args()
-    entries = json.loads(DATABASE.read_text())["layouts"] if DATABASE.exists() else []
-    known = {(entry["sdk"], entry["rustc"], entry["target"]): entry for entry in entries}
+    database = Database(DATABASE)
+    compiler = Compiler.of(arguments.rustc, arguments.cargo, arguments.work)
+    known = database.pairs()
     failed = False
-    with tempfile.TemporaryDirectory(prefix="layouts-") as temporary:
-        work = arguments.work or Path(temporary)
-        for version in arguments.versions:
-            try:
-                entry = generate(version, work.resolve())
-            except (LayoutError, KeyError, subprocess.CalledProcessError) as error:
-                print(f"opentelemetry_sdk {version}: {error}", file=sys.stderr)
-                failed = True
-                continue
-            known[entry["sdk"], entry["rustc"], entry["target"]] = entry
-            print(f"opentelemetry_sdk {version}, rustc {entry['rustc']}: done", file=sys.stderr)
-    ordered = sorted(known.values(), key=lambda entry: (_numbers(entry["sdk"]), _numbers(entry["rustc"])))
-    DATABASE.write_text(json.dumps({"schema": SCHEMA, "layouts": ordered}, indent=1) + "\n")
+    for sdk in arguments.versions or sorted({sdk for sdk, _, _ in known}, key=_numbers):
+        if (sdk, compiler.version, TARGET) in known and not arguments.again:
+            continue
+        what = f"opentelemetry_sdk {sdk}, rustc {compiler.version}"
+        try:
+            database.add(sdk, compiler.version, TARGET, compiler.layout(sdk))
+        except (LayoutError, subprocess.CalledProcessError) as error:
+            print(f"{what}: {error}", file=sys.stderr)
+            failed = True
+            continue
+        print(f"{what}: done", file=sys.stderr)
     return int(failed)
 
 

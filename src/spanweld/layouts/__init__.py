@@ -2,7 +2,7 @@
 
 ``database.json`` is generated (``tools/layouts/generate.py``) from the compiler's debug
 information. ``repr(Rust)`` lets each compiler order fields as it likes, so an entry is certain only
-for the compiler that it was generated with; for others it is what is expected, and nothing may be
+for the compilers that it was generated with; for others it is what is expected, and nothing may be
 written to a process before an id that the SDK has just made was read back where the layout says.
 """
 
@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
 from importlib import resources
 from typing import Any
 
 from spanweld.model import SpanKind
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,18 +30,23 @@ class SdkLayout:
     integers (little-endian u128 and u64), flags are bytes 0 or 1 (``context_flags``: the W3C byte),
     seconds i64 and nanoseconds u32 since the Unix epoch, text a pointer and a u64 length in bytes.
 
-    - The u64 at ``span_data`` is ``span_data_none`` where the span has ended or does not record;
-      then nothing but the span context may be read.
-    - The u64 at ``span_status`` is ``status_unset``, ``status_ok`` or anything else for an error,
-      and only an error has a description.
+    - The integer of ``span_data_size`` bytes at ``span_data`` is ``span_data_none`` where the span has
+      ended or does not record; then nothing but the span context may be read.
+    - The integer of ``span_status_size`` bytes at ``span_status`` is ``status_unset``, ``status_ok`` or
+      anything else for an error, and only an error has a description.
     - The byte at ``span_kind`` is a key of ``span_kinds``.
+    - A text is borrowed where the u64 at its ``…_tag`` is its ``…_borrowed``, and else owned. Both are
+      None where it does not matter: then ``…_owned_pointer`` is ``…_pointer``, and so is the length.
     - At the entry rsi and edx hold the end time given by hand as seconds and nanoseconds; edx is
-      ``end_argument_none_nanos`` where there is none. Then the end time in the span counts if it
-      differs from the start time, and else the SDK takes the present time.
+      ``end_argument_none_nanos`` where there is none. With compilers for which that is None, rsi is the
+      address of a struct instead: the u64 at ``end_argument_tag`` is ``end_argument_tag_none`` where there
+      is no end time. Without one the end time in the span counts if it differs from the start time, and
+      else the SDK takes the present time.
     - ``span_parent_is_remote`` is None for versions that do not keep it.
 
     ``sdk`` and ``rustc`` are what the entry was generated with, ``source`` where it comes from and
-    ``confidence`` a sentence about how certain it is for the asked versions.
+    ``confidence`` how certain it is for the asked versions: one of the words ``certain``, ``high``,
+    ``medium`` and ``low``, then why.
     """
 
     sdk: str
@@ -54,11 +60,16 @@ class SdkLayout:
     context_is_remote: int
     context_flags: int
     span_data: int
+    span_data_size: int
     span_data_none: int
     span_parent_id: int
     span_parent_is_remote: int | None
     span_name_pointer: int
     span_name_length: int
+    span_name_owned_pointer: int
+    span_name_owned_length: int
+    span_name_tag: int | None
+    span_name_borrowed: int | None
     span_kind: int
     span_kinds: Mapping[int, SpanKind]
     span_start_seconds: int
@@ -66,11 +77,20 @@ class SdkLayout:
     span_end_seconds: int
     span_end_nanos: int
     span_status: int
+    span_status_size: int
     status_unset: int
     status_ok: int
     status_description_pointer: int
     status_description_length: int
-    end_argument_none_nanos: int
+    status_description_owned_pointer: int
+    status_description_owned_length: int
+    status_description_tag: int | None
+    status_description_borrowed: int | None
+    end_argument_none_nanos: int | None
+    end_argument_seconds: int | None
+    end_argument_nanos: int | None
+    end_argument_tag: int | None
+    end_argument_tag_none: int | None
     source: str
     confidence: str
 
@@ -78,69 +98,123 @@ class SdkLayout:
 def lookup(sdk_version: str, rustc_version: str | None, target: str) -> SdkLayout | str:
     """The layout for an SDK and a compiler, or a sentence that says why there is none.
 
-    An entry holds for all patch releases of its SDK version, and for every compiler since
-    ``rustc_since`` of the entry; the one whose compiler is nearest is taken.
+    Patch releases of the SDK that are not in the database are taken for the nearest one that is.
+    Between two known compilers with the same layout, that is the answer; between two that differ, and
+    before the oldest one, there is none. After the newest one its layout is what is expected.
     """
     sdk = _version(sdk_version)
     if sdk is None:
         return f"{sdk_version!r} is not a version of opentelemetry_sdk"
-    entries = _database()
-    same_sdk = [
-        entry
-        for entry in entries
-        if entry["target"] == target and _release(_version(entry["sdk"])) == _release(sdk)
-    ]
-    if not same_sdk:
-        known = sorted({entry["sdk"] for entry in entries if entry["target"] == target}, key=_key)
-        has = ", ".join(known) or "nothing for it"
+    known = [entry for entry in _database() if entry.target == target]
+    same = [entry for entry in known if _key(entry.sdk)[:2] == sdk[:2]]
+    if not same:
+        has = ", ".join(sorted({entry.sdk for entry in known}, key=_key)) or "nothing for it"
         return f"opentelemetry_sdk {sdk_version} on {target} is not in the layout database (it has {has})"
-    rustc = _version(rustc_version) if rustc_version is not None else None
-    if rustc is not None:
-        usable = [entry for entry in same_sdk if rustc >= _key(entry["rustc_since"])]
-        if not usable:
-            return (
-                f"rustc {rustc_version} orders fields in another way than the compilers that "
-                f"opentelemetry_sdk {sdk_version} is known for ({same_sdk[0]['rustc_since']} and later)"
-            )
-    else:
-        usable = same_sdk
-    entry = min(
-        usable, key=lambda entry: (_distance(_key(entry["rustc"]), rustc), _distance(_key(entry["sdk"]), sdk))
+    by_compiler: dict[str, _Entry] = {}
+    for entry in sorted(same, key=lambda entry: abs(_key(entry.sdk)[2] - sdk[2]), reverse=True):
+        by_compiler[entry.rustc] = entry
+    entries = sorted(by_compiler.values(), key=lambda entry: _key(entry.rustc))
+    found = _by_compiler(entries, rustc_version)
+    if isinstance(found, str):
+        return f"opentelemetry_sdk {sdk_version}: {found}"
+    entry, confidence, why = found
+    if entry.sdk != sdk_version:
+        confidence = min(confidence, _Confidence.HIGH)
+        why += f"; generated for opentelemetry_sdk {entry.sdk}"
+    return make_layout(
+        entry.values, Key(entry.sdk, entry.rustc, target), "database", f"{confidence.name.lower()}: {why}"
     )
-    return _layout(entry, _confidence(entry, sdk_version, rustc_version))
 
 
-def _confidence(entry: Mapping[str, Any], sdk_version: str, rustc_version: str | None) -> str:
-    doubts = []
-    if entry["sdk"] != sdk_version:
-        doubts.append(f"generated for {entry['sdk']}")
-    if rustc_version is None:
-        doubts.append(f"generated with rustc {entry['rustc']}, and the image does not tell its own")
-    elif entry["rustc"] != rustc_version:
-        doubts.append(
-            f"generated with rustc {entry['rustc']}, and expected to hold since {entry['rustc_since']}"
+@dataclass(frozen=True, slots=True)
+class Key:
+    """What a layout belongs to: the version of the SDK and of rustc, and the processor."""
+
+    sdk: str
+    rustc: str
+    target: str
+
+
+class _Confidence(IntEnum):
+    LOW = 0
+    MEDIUM = 1
+    HIGH = 2
+    CERTAIN = 3
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """One layout of the database, for one of the pairs that it was generated for."""
+
+    sdk: str
+    rustc: str
+    target: str
+    values: Mapping[str, Any]
+
+
+def _by_compiler(entries: Sequence[_Entry], rustc: str | None) -> tuple[_Entry, _Confidence, str] | str:
+    """The entry for a compiler, how certain it is and why; ``entries`` go from old to new compilers."""
+    oldest, newest = entries[0], entries[-1]
+    if rustc is None:
+        if all(entry.values == newest.values for entry in entries):
+            why = f"the same with every known rustc from {oldest.rustc} to {newest.rustc}"
+            return newest, _Confidence.MEDIUM, f"{why}, and the image does not tell its own"
+        why = f"generated with rustc {newest.rustc}, older ones differ, and the image does not tell its own"
+        return newest, _Confidence.LOW, why
+    version = _version(rustc)
+    if version is None:
+        return f"{rustc!r} is not a version of rustc"
+    for entry in entries:
+        if entry.rustc == rustc and "-" not in rustc:
+            return entry, _Confidence.CERTAIN, "generated with this very SDK and compiler"
+    # The patch releases of a compiler do not change what it does, and the nightlies of a version hardly.
+    below = [entry for entry in entries if _key(entry.rustc)[:2] <= version[:2]]
+    above = [entry for entry in entries if _key(entry.rustc)[:2] >= version[:2]]
+    if not below:
+        return f"rustc {rustc} is older than all that its layout is known for ({oldest.rustc} and later)"
+    if below[-1] in above:
+        return below[-1], _Confidence.HIGH, f"generated with rustc {below[-1].rustc}"
+    if not above:
+        since = next(entry.rustc for entry in entries if _same_from(entry, entries))
+        known = f"since rustc {since}" if since != newest.rustc else f"with rustc {newest.rustc}"
+        return newest, _Confidence.MEDIUM, f"so {known}, and rustc {rustc} is newer than {newest.rustc}"
+    if below[-1].values != above[0].values:
+        return (
+            f"rustc {rustc} lies between {below[-1].rustc} and {above[0].rustc}, which order the fields in "
+            "two ways"
         )
-    if not doubts:
-        return "generated with this very SDK and compiler"
-    return "; ".join(doubts)
+    why = f"the same with rustc {below[-1].rustc} and {above[0].rustc}, the nearest known"
+    return below[-1], _Confidence.HIGH, why
 
 
-def _layout(entry: Mapping[str, Any], confidence: str) -> SdkLayout:
-    names = {field.name for field in fields(SdkLayout)} - {"source", "confidence", "span_kinds"}
+def _same_from(first: _Entry, entries: Sequence[_Entry]) -> bool:
+    later = entries[entries.index(first) :]
+    return all(entry.values == entries[-1].values for entry in later)
+
+
+def make_layout(values: Mapping[str, Any], key: Key, source: str, confidence: str) -> SdkLayout:
+    """A layout from its fields as the database and debug information have them."""
+    kinds = {value: SpanKind[kind] for kind, value in values["span_kinds"].items()}
     return SdkLayout(
-        **{name: entry[name] for name in names},
-        span_kinds={value: SpanKind[kind] for kind, value in entry["span_kinds"].items()},
-        source="database",
+        **{**values, "span_kinds": kinds},
+        sdk=key.sdk,
+        rustc=key.rustc,
+        target=key.target,
+        source=source,
         confidence=confidence,
     )
 
 
-def _database() -> list[dict[str, Any]]:
+def _database() -> list[_Entry]:
     text = resources.files(__name__).joinpath("database.json").read_text("utf-8")
     content = json.loads(text)
     assert content["schema"] == SCHEMA, "database.json and this module belong together"
-    entries: list[dict[str, Any]] = content["layouts"]
-    return entries
+    result = []
+    for entry in content["layouts"]:
+        values = {key: value for key, value in entry.items() if key not in ("target", "generated")}
+        for sdk, compilers in entry["generated"].items():
+            result += [_Entry(sdk, rustc, entry["target"], values) for rustc in compilers]
+    return result
 
 
 def _version(text: str) -> tuple[int, int, int] | None:
@@ -150,16 +224,3 @@ def _version(text: str) -> tuple[int, int, int] | None:
 
 def _key(text: str) -> tuple[int, int, int]:
     return _version(text) or (0, 0, 0)
-
-
-def _release(version: tuple[int, int, int] | None) -> tuple[int, int] | None:
-    """What Cargo holds compatible: the major version, or the minor one below 1.0."""
-    if version is None:
-        return None
-    return (0, version[1]) if version[0] == 0 else (version[0], 0)
-
-
-def _distance(one: tuple[int, int, int], other: tuple[int, int, int] | None) -> tuple[int, ...]:
-    if other is None:
-        return (0,)
-    return tuple(abs(left - right) for left, right in zip(one, other, strict=True))
