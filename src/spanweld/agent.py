@@ -111,17 +111,21 @@ class Target:
 def make_plan(path: Path) -> Plan:
     """Looks at an executable; ImageError for one that cannot be traced."""
     with Image.open(path) as image:
-        facts = examine(image)
-        facts.require_rust()
-        layout, why = _find_layout(facts)
-        points: tuple[AttachPoint, ...] = ()
-        if not why and not facts.has_symbols:
-            why = 'it is stripped of its symbols (build it with strip = "none" to have them adopted)'
-        if not why:
-            why = _why_tasks_are_unknown(image, facts)
-        if not why:
-            points, why = _find_points(image)
-        return Plan(facts, () if why else points, None if why else layout, why)
+        return plan_for(image, examine(image))
+
+
+def plan_for(image: Image, facts: ImageFacts) -> Plan:
+    """``make_plan`` for an open image whose facts are known."""
+    facts.require_rust()
+    layout, why = _find_layout(facts)
+    points: tuple[AttachPoint, ...] = ()
+    if not why and not facts.has_symbols:
+        why = 'it is stripped of its symbols (build it with strip = "none" to have them adopted)'
+    if not why:
+        why = _why_tasks_are_unknown(image, facts)
+    if not why:
+        points, why = _find_points(image)
+    return Plan(facts, () if why else points, None if why else layout, why)
 
 
 def _find_layout(facts: ImageFacts) -> tuple[SdkLayout | None, str]:

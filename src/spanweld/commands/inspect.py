@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from spanweld import layouts
-from spanweld.agent import make_plan
+from spanweld.agent import plan_for
 from spanweld.image import (
     Image,
     ImageFacts,
@@ -114,6 +114,7 @@ def make_report(path: Path) -> Report:
     with Image.open(path) as image:
         facts = examine(image)
         plans = tuple(plan for instrumentation in REGISTRY for plan in _plan(image, facts, instrumentation))
+        verdict, reason = _decide(image, facts)
     versions = facts.crates.get(_SDK, ())
     found_by = []
     if any(plan.points for plan in plans):
@@ -121,7 +122,6 @@ def make_report(path: Path) -> Report:
     if versions:
         found_by.append("crate versions")
     layout = _layout(facts, versions, is_present=bool(found_by))
-    verdict, reason = _decide(facts)
     return Report(facts, versions, tuple(found_by), plans, layout, verdict, reason)
 
 
@@ -170,12 +170,12 @@ def _layout(facts: ImageFacts, versions: tuple[str, ...], *, is_present: bool) -
     return layouts.lookup(versions[0], facts.rustc, facts.target)
 
 
-def _decide(facts: ImageFacts) -> tuple[Verdict, str]:
+def _decide(image: Image, facts: ImageFacts) -> tuple[Verdict, str]:
     """What the agent would do with the executable: its own plan decides, so that the two agree."""
     if facts.language is not Language.RUST:
         what = "a Go program" if facts.language is Language.GO else "no sign of rustc in it"
         return Verdict.NOTHING, what
-    plan = make_plan(facts.path)
+    plan = plan_for(image, facts)
     if plan.why_no_adoption:
         return Verdict.AUTOMATIC_ONLY, plan.why_no_adoption
     if facts.task_id is None:
