@@ -55,7 +55,9 @@ class Cost:
 
 def copies_of(executable: Path, number: int, folder: Path) -> Path:
     """An object file with ``number`` copies of an executable's code, each function under a new name."""
-    headers = subprocess.run(["readelf", "-SW", executable], check=True, capture_output=True, text=True).stdout
+    headers = subprocess.run(
+        ["readelf", "-SW", executable], check=True, capture_output=True, text=True
+    ).stdout
     match = re.search(r" \.text +PROGBITS +([0-9a-f]+) ([0-9a-f]+) ([0-9a-f]+) ", headers)
     assert match is not None
     address, offset, size = (int(group, 16) for group in match.groups())
@@ -153,7 +155,10 @@ def main() -> int:
             )
             met = met and statistics.median(seconds) < GOAL_SECONDS and memory < GOAL_MEMORY
             met = met and statistics.median(attaching) < GOAL_ATTACH
-    print(f"goal: inspect {GOAL_SECONDS:.0f} s, {GOAL_MEMORY / 1e6:.0f} MB, attach {GOAL_ATTACH:.0f} s: ", end="")
+    print(
+        f"goal: inspect {GOAL_SECONDS:.0f} s, {GOAL_MEMORY / 1e6:.0f} MB, attach {GOAL_ATTACH:.0f} s: ",
+        end="",
+    )
     print("met" if met else "missed")
     return 0 if met else 1
 

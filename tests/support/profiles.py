@@ -56,8 +56,6 @@ def _toml(texts: Sequence[str]) -> str:
 
 
 PROFILES = (
-    Profile("plain-debug", "dev"),
-    Profile("plain-release"),
     Profile("fat-lto", settings={"lto": '"fat"', "codegen-units": "1"}),
     Profile("opt-s", settings={"opt-level": '"s"'}),
     Profile("opt-z", settings={"opt-level": '"z"'}),

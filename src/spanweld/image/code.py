@@ -7,11 +7,12 @@ from dataclasses import dataclass
 import iced_x86 as x86
 
 from spanweld.image.elf import Image
-from spanweld.image.symbols import Function
+from spanweld.image.symbols import Function, find_function_at
 from spanweld.model import FileOffset
 
-MAX_FUNCTION = 1 << 20
+MAX_FUNCTION = 1 << 18
 """Bytes: no more of a function is decoded."""
+_MAX_JUMPS = 4
 
 _CALLEE_SAVED = frozenset(
     (
@@ -52,15 +53,43 @@ class FirstInstruction:
 
 
 def find_returns(image: Image, function: Function) -> tuple[FileOffset, ...]:
-    """File offsets of every ``ret`` of a function, ascending; empty where it never returns by one.
+    """File offsets of every ``ret`` by which a call of a function ends, ascending.
 
-    A function may also leave by a jump to another one, which no probe on a ``ret`` sees.
+    Where it leaves by a jump to another function, as `opt-level = "z"` likes to, these are the other's,
+    which others may jump to or call as well. Empty where it never returns, or by a jump whose target only
+    the running program knows.
     """
-    return tuple(
-        FileOffset(function.file_offset + instruction.ip - function.address)
-        for instruction in decode(image, function)
-        if instruction.mnemonic == x86.Mnemonic.RET
-    )
+    returns: set[FileOffset] = set()
+    seen: set[int] = set()
+    ahead: list[Function | None] = [function]
+    while ahead:
+        body = ahead.pop()
+        if body is None or body.address in seen:
+            continue
+        seen.add(body.address)
+        inside = range(body.address, body.address + body.size)
+        for instruction in decode(image, body):
+            if instruction.mnemonic == x86.Mnemonic.RET:
+                returns.add(FileOffset(body.file_offset + instruction.ip - body.address))
+            elif instruction.mnemonic == x86.Mnemonic.JMP and len(seen) < _MAX_JUMPS:
+                target = _target(image, instruction)
+                if target is not None and target not in inside and target not in seen:
+                    ahead.append(find_function_at(image, target))
+    return tuple(sorted(returns))
+
+
+def _target(image: Image, jump: x86.Instruction) -> int | None:
+    """Where a jump goes: the address in it, or the one that the loader puts into the slot that it names."""
+    if jump.op0_kind == x86.OpKind.NEAR_BRANCH64:
+        return int(jump.near_branch_target)
+    if jump.is_ip_rel_memory_operand:
+        slot = int(jump.ip_rel_memory_address)
+        target = image.relocation(slot)
+        if target is None and not image.is_pie:
+            content = image.read_memory(slot, 8)
+            target = int.from_bytes(content, "little") if content else None
+        return target
+    return None
 
 
 def first_instruction(image: Image, function: Function) -> FirstInstruction | None:

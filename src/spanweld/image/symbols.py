@@ -86,6 +86,31 @@ def find_many(image: Image, patterns: Iterable[str]) -> dict[str, list[Function]
     return result
 
 
+def find_function_at(image: Image, address: int) -> Function | None:
+    """The function that begins at ``address``, the longest one where several do; its name is left empty."""
+    offset = image.file_offset(address)
+    if offset is None or not image.is_executable(address):
+        return None
+    found: Function | None = None
+    for table in _tables(image):
+        size = min(table.size, MAX_SECTION) // _SYMBOL.size * _SYMBOL.size
+        for _, piece in image.chunks(table.offset, size, record=_SYMBOL.size):
+            values = memoryview(piece).cast("Q")[1 :: _SYMBOL.size // 8].tolist()
+            index = -1
+            while (index := _index(values, address, index + 1)) >= 0:
+                _, info, _, _, _, length = _SYMBOL.unpack_from(piece, index * _SYMBOL.size)
+                if info & 15 == _STT_FUNC and length > (found.size if found else 0):
+                    found = Function("", VirtAddr(address), length, offset)
+    return found
+
+
+def _index(values: list[int], value: int, start: int) -> int:
+    try:
+        return values.index(value, start)
+    except ValueError:
+        return -1
+
+
 def find_thread_locals(image: Image, pattern: str) -> list[ThreadLocal]:
     """All thread-local variables whose canonical path matches ``pattern``."""
     compiled = {pattern: _compile(pattern)}
