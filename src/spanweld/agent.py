@@ -125,25 +125,29 @@ class Target:
 def make_plan(path: Path) -> Plan:
     """Looks at an executable; ImageError for one that cannot be traced."""
     with Image.open(path) as image:
-        facts = examine(image)
-        facts.require_rust()
-        layout, why = _find_layout(facts)
-        points: tuple[AttachPoint, ...] = ()
-        if not why and not facts.has_symbols:
-            why = 'it is stripped of its symbols (build it with strip = "none" to have them adopted)'
-        if not why:
-            why = _why_tasks_are_unknown(image, facts)
-        if not why:
-            release = release_of(otel_sdk.sdk_versions(facts.crates)[0])
-            assert release is not None, "without one there is no layout"
-            points, why = _find_points(image, release)
-        return Plan(
-            facts,
-            () if why else points,
-            None if why else layout,
-            why,
-            builds_late=otel_sdk.builds_late(facts.crates),
-        )
+        return plan_for(image, examine(image))
+
+
+def plan_for(image: Image, facts: ImageFacts) -> Plan:
+    """``make_plan`` for an open image whose facts are known."""
+    facts.require_rust()
+    layout, why = _find_layout(facts)
+    points: tuple[AttachPoint, ...] = ()
+    if not why and not facts.has_symbols:
+        why = 'it is stripped of its symbols (build it with strip = "none" to have them adopted)'
+    if not why:
+        why = _why_tasks_are_unknown(image, facts)
+    if not why:
+        release = release_of(otel_sdk.sdk_versions(facts.crates)[0])
+        assert release is not None, "without one there is no layout"
+        points, why = _find_points(image, release)
+    return Plan(
+        facts,
+        () if why else points,
+        None if why else layout,
+        why,
+        builds_late=otel_sdk.builds_late(facts.crates),
+    )
 
 
 def _find_layout(facts: ImageFacts) -> tuple[SdkLayout | None, str]:
@@ -381,8 +385,8 @@ class Agent:
         if layout:
             for name in values:
                 if name.startswith("layout_") and not name.startswith("layout_pad"):
-                    value = getattr(layout, _LAYOUT_NAMES.get(name, name.removeprefix("layout_")))
-                    values[name] = 0xFFFF if value is None else value
+                    value = getattr(layout, name.removeprefix("layout_"))
+                    values[name] = _LAYOUT_ABSENT.get(name, 0xFFFF) if value is None else value
         return events.TARGET.pack(*values.values())
 
     def remove(self, target: Target) -> None:
@@ -545,8 +549,12 @@ class Agent:
         self._selector.close()
 
 
-# Fields of struct sdk_layout that SdkLayout calls otherwise.
-_LAYOUT_NAMES = {"layout_end_none_nanos": "end_argument_none_nanos"}
+# What says in struct sdk_layout that a field of SdkLayout is None, where it is not LAYOUT_ABSENT.
+_LAYOUT_ABSENT = {
+    "layout_end_argument_none_nanos": 0xFFFF_FFFF,
+    "layout_end_argument_tag_none": 0,
+    "layout_span_name_borrowed": 0,
+}
 
 
 def encode_excluded(paths: Iterable[str]) -> bytes:

@@ -80,7 +80,10 @@ static const struct target sdk_target = {
 			.span_data_none = DATA_NONE,
 			.status_unset = 10,
 			.status_ok = 11,
-			.end_none_nanos = END_NONE,
+			.end_argument_none_nanos = END_NONE,
+			.span_name_tag = LAYOUT_ABSENT,
+			.span_data_size = 8,
+			.span_status_size = 8,
 		},
 };
 

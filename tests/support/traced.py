@@ -6,6 +6,7 @@ import contextlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
@@ -37,6 +38,7 @@ class Traced:
     What ``see`` was told to expect is looked at once more at the end, when both exporters have sent
     all they had: nothing may have come on top of it, nothing may be wrong (``traces.wrong``), and the
     agent must have said just what ``says`` holds (fragments of lines), besides that it was ready.
+    ``executable`` is for one that is built in another way than the rest.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class Traced:
         service: str,
         *arguments: str,
         profile: str = "release",
+        executable: Path | None = None,
         how: How = "run",
         options: Sequence[str] = ("--write", "stop"),
         environ: Mapping[str, str] | None = None,
@@ -51,7 +54,7 @@ class Traced:
         says: Sequence[str] = (),
         grpc: bool = False,
     ) -> None:
-        self._executable = binary(service, profile)
+        self._executable = executable or binary(service, profile)
         self._arguments = arguments
         self._how = how
         self._options = options

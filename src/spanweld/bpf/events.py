@@ -274,7 +274,7 @@ ADOPTION_EVENT = Struct("<IIQIIQQ")
 
 
 class Target(NamedTuple):
-    """struct target, 112 bytes"""
+    """struct target, 144 bytes"""
 
     tokio_task_id: int
     sample_below: int
@@ -296,19 +296,29 @@ class Target(NamedTuple):
     layout_span_parent_is_remote: int
     layout_span_name_pointer: int
     layout_span_name_length: int
+    layout_span_name_owned_pointer: int
+    layout_span_name_owned_length: int
+    layout_span_name_tag: int
     layout_span_kind: int
     layout_span_start_seconds: int
     layout_span_start_nanos: int
     layout_span_status: int
+    layout_span_data_size: int
+    layout_span_status_size: int
+    layout_end_argument_seconds: int
+    layout_end_argument_nanos: int
+    layout_end_argument_tag: int
     layout_pad: int
     layout_span_data_none: int
+    layout_span_name_borrowed: int
     layout_status_unset: int
     layout_status_ok: int
-    layout_end_none_nanos: int
+    layout_end_argument_tag_none: int
+    layout_end_argument_none_nanos: int
     layout_pad_end: int
 
 
-TARGET = Struct("<QQIIIIIIIIHHHHHHHHHHHHHHIQQQII")
+TARGET = Struct("<QQIIIIIIIIHHHHHHHHHHHHHHHHHHHHHHIQQQQQII")
 
 
 class ConnectionKey(NamedTuple):

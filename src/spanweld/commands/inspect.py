@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import dataclass, fields
 from enum import Enum
 from pathlib import Path
@@ -13,7 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 from spanweld import layouts
-from spanweld.agent import make_plan
+from spanweld.agent import plan_for
 from spanweld.image import (
     Image,
     ImageFacts,
@@ -25,8 +26,8 @@ from spanweld.image import (
 )
 from spanweld.layouts import SdkLayout
 from spanweld.model import FileOffset
-from spanweld.probes import REGISTRY
-from spanweld.probes.declaration import Instrumentation, Place, Probe
+from spanweld.probes import REGISTRY, otel_sdk
+from spanweld.probes.declaration import Instrumentation, Place, Probe, Release, release_of
 
 JSON_SCHEMA = 1
 """The number that ``--json`` writes; raised when a field goes or changes its meaning (docs/images.md)."""
@@ -114,19 +115,22 @@ def make_report(path: Path) -> Report:
     with Image.open(path) as image:
         facts = examine(image)
         plans = tuple(plan for instrumentation in REGISTRY for plan in _plan(image, facts, instrumentation))
-    versions = facts.crates.get(_SDK, ())
+        verdict, reason = _decide(image, facts)
+    versions = otel_sdk.sdk_versions(facts.crates)
     found_by = []
     if any(plan.points for plan in plans):
         found_by.append("symbols")
     if versions:
         found_by.append("crate versions")
     layout = _layout(facts, versions, is_present=bool(found_by))
-    verdict, reason = _decide(facts)
     return Report(facts, versions, tuple(found_by), plans, layout, verdict, reason)
 
 
 def _plan(image: Image, facts: ImageFacts, instrumentation: Instrumentation) -> list[ProbePlan]:
-    probes = instrumentation.probes
+    versions = otel_sdk.sdk_versions(facts.crates)
+    # What is not known is taken for the newest.
+    release = (release_of(versions[0]) if len(versions) == 1 else None) or Release(sys.maxsize, 0)
+    probes = [probe for probe in instrumentation.probes if probe.fits(release)]
     functions = find_many(image, {probe.symbol for probe in probes if probe.symbol is not None})
     plans = []
     for probe in probes:
@@ -155,7 +159,7 @@ def _why_missing(facts: ImageFacts) -> str:
         return "not a Rust program"
     if not facts.has_symbols:
         return "the image has no symbol table"
-    if _SDK not in facts.crates:
+    if not otel_sdk.sdk_versions(facts.crates):
         return f"{_SDK} is not in the image"
     return "no function of that name"
 
@@ -170,12 +174,12 @@ def _layout(facts: ImageFacts, versions: tuple[str, ...], *, is_present: bool) -
     return layouts.lookup(versions[0], facts.rustc, facts.target)
 
 
-def _decide(facts: ImageFacts) -> tuple[Verdict, str]:
+def _decide(image: Image, facts: ImageFacts) -> tuple[Verdict, str]:
     """What the agent would do with the executable: its own plan decides, so that the two agree."""
     if facts.language is not Language.RUST:
         what = "a Go program" if facts.language is Language.GO else "no sign of rustc in it"
         return Verdict.NOTHING, what
-    plan = make_plan(facts.path)
+    plan = plan_for(image, facts)
     if plan.why_no_adoption:
         return Verdict.AUTOMATIC_ONLY, plan.why_no_adoption
     if facts.task_id is None:

@@ -7,15 +7,12 @@ from dataclasses import dataclass
 import iced_x86 as x86
 
 from spanweld.image.elf import Image
-from spanweld.image.symbols import Function
+from spanweld.image.symbols import Function, find_function_at
 from spanweld.model import FileOffset
 
-MAX_FUNCTION = 1 << 20
+MAX_FUNCTION = 1 << 18
 """Bytes: no more of a function is decoded."""
-_MAX_THUNK = 4
-"""Instructions of a function that only passes on to another."""
-_MAX_FOLLOWED = 1 << 14
-"""Bytes behind the beginning of the function that a thunk jumps to."""
+_MAX_JUMPS = 4
 
 _CALLEE_SAVED = frozenset(
     (
@@ -56,63 +53,43 @@ class FirstInstruction:
 
 
 def find_returns(image: Image, function: Function) -> tuple[FileOffset, ...]:
-    """File offsets of every ``ret`` of a function, ascending; empty where it never returns by one.
+    """File offsets of every ``ret`` by which a call of a function ends, ascending.
 
-    One that only jumps to another (a *thunk*) returns where that one does. Otherwise a jump to another
-    function is an exit that is not among them.
+    Where it leaves by a jump to another function, as `opt-level = "z"` likes to, these are the other's,
+    which others may jump to or call as well. Empty where it never returns, or by a jump whose target only
+    the running program knows.
     """
-    instructions = decode(image, function)
-    returns = [instruction.ip for instruction in instructions if instruction.mnemonic == x86.Mnemonic.RET]
-    if not returns and instructions and len(instructions) <= _MAX_THUNK:
-        last = instructions[-1]
-        leaves = last.flow_control == x86.FlowControl.UNCONDITIONAL_BRANCH and last.is_jmp_short_or_near
-        if leaves and not function.address <= last.near_branch_target < function.address + function.size:
-            returns = _returns_from(image, last.near_branch_target)
-    offsets = (image.file_offset(address) for address in sorted(returns))
-    return tuple(FileOffset(offset) for offset in offsets if offset is not None)
-
-
-def _returns_from(image: Image, address: int) -> list[int]:
-    """Addresses of the ``ret`` instructions that can be reached from an address without a call.
-
-    Empty where not all of the way is known: a computed jump, bytes that are no code, or too much of it.
-    """
-    size = _MAX_FOLLOWED
-    code = image.read_memory(address, size)
-    while code is None and size > 1:  # less of the segment is left
-        size //= 2
-        code = image.read_memory(address, size)
-    if code is None or not image.is_executable(address):
-        return []
-    decoder = x86.Decoder(64, code, ip=address)
-    returns: list[int] = []
+    returns: set[FileOffset] = set()
     seen: set[int] = set()
-    waiting = [address]
-    while waiting:
-        at = waiting.pop()
-        while at not in seen:
-            if not address <= at < address + len(code):
-                return []
-            seen.add(at)
-            decoder.position = at - address
-            decoder.ip = at
-            instruction = decoder.decode()
-            flow = instruction.flow_control
-            if instruction.is_invalid or flow == x86.FlowControl.INDIRECT_BRANCH:
-                return []
-            if flow == x86.FlowControl.RETURN:
-                returns.append(at)
-                break
-            if flow in (x86.FlowControl.EXCEPTION, x86.FlowControl.INTERRUPT):
-                break
-            if flow == x86.FlowControl.CONDITIONAL_BRANCH:
-                waiting.append(instruction.near_branch_target)
-            at = (
-                instruction.near_branch_target
-                if flow == x86.FlowControl.UNCONDITIONAL_BRANCH
-                else instruction.next_ip
-            )
-    return returns
+    ahead: list[Function | None] = [function]
+    while ahead:
+        body = ahead.pop()
+        if body is None or body.address in seen:
+            continue
+        seen.add(body.address)
+        inside = range(body.address, body.address + body.size)
+        for instruction in decode(image, body):
+            if instruction.mnemonic == x86.Mnemonic.RET:
+                returns.add(FileOffset(body.file_offset + instruction.ip - body.address))
+            elif instruction.mnemonic == x86.Mnemonic.JMP and len(seen) < _MAX_JUMPS:
+                target = _target(image, instruction)
+                if target is not None and target not in inside and target not in seen:
+                    ahead.append(find_function_at(image, target))
+    return tuple(sorted(returns))
+
+
+def _target(image: Image, jump: x86.Instruction) -> int | None:
+    """Where a jump goes: the address in it, or the one that the loader puts into the slot that it names."""
+    if jump.op0_kind == x86.OpKind.NEAR_BRANCH64:
+        return int(jump.near_branch_target)
+    if jump.is_ip_rel_memory_operand:
+        slot = int(jump.ip_rel_memory_address)
+        target = image.relocation(slot)
+        if target is None and not image.is_pie:
+            content = image.read_memory(slot, 8)
+            target = int.from_bytes(content, "little") if content else None
+        return target
+    return None
 
 
 def first_instruction(image: Image, function: Function) -> FirstInstruction | None:

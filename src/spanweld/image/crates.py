@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from spanweld.image.elf import Image
+from spanweld.image.elf import MAX_SECTION, Image
 
 _VERSION = re.compile(rb"-(\d{1,5}\.\d{1,5}\.\d{1,7}(?:[-+][0-9A-Za-z.+-]{1,60})?)/src/")
 _NAME = re.compile(rb"[A-Za-z][A-Za-z0-9_-]{0,63}\Z")
@@ -21,6 +21,9 @@ _RUSTC = re.compile(rb"/rustc/([0-9a-f]{40})/")
 _MAX_PATH = 256
 _MAX_DEBUG_STRINGS = 1 << 26
 _MAX_CRATES = 1 << 12
+_MAX_VERSIONS = 1 << 6
+# A hundred times what a large debug build has.
+_MAX_PATHS = 1 << 20
 
 # A trimmed path has nothing before the crate's name, and a string literal may stand right before
 # it, so these are recognised by their names alone.
@@ -49,14 +52,20 @@ def find_provenance(image: Image) -> Provenance:
     """All crate versions and the compiler's commit that paths in the image name."""
     crates: dict[str, set[str]] = {}
     rustc_hash: str | None = None
+    paths = 0
     for offset, size in _areas(image):
         if rustc_hash is None:
             found = next(image.search(_RUSTC, offset, size, _MAX_PATH), None)
             rustc_hash = found[1][1].decode() if found else None
         for _, match, piece in image.search(_VERSION, offset, size, _MAX_PATH):
+            paths += 1
+            if paths > _MAX_PATHS:
+                raise image.broken("it names more source files than any program has")
             name = _name_before(piece, match.start())
             if name is not None and len(crates) < _MAX_CRATES:
-                crates.setdefault(name, set()).add(match[1].decode())
+                versions = crates.setdefault(name, set())
+                if len(versions) < _MAX_VERSIONS:
+                    versions.add(match[1].decode())
     return Provenance({name: tuple(sorted(crates[name])) for name in sorted(crates)}, rustc_hash)
 
 
@@ -66,9 +75,13 @@ def _areas(image: Image) -> Iterator[tuple[int, int]]:
     if constants is not None and constants.size:
         yield constants.offset, constants.size
     else:
+        # Segments that overlap, in a hostile file, are not read again and again.
+        rest = MAX_SECTION
         for segment in image.loads:
-            if not segment.writable:
-                yield segment.offset, segment.file_size
+            if not segment.writable and rest:
+                size = min(segment.file_size, rest)
+                rest -= size
+                yield segment.offset, size
     strings = image.section(".debug_str")
     if strings is not None and not strings.compressed:
         yield strings.offset, min(strings.size, _MAX_DEBUG_STRINGS)

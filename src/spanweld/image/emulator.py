@@ -120,12 +120,17 @@ class Machine:
         """Offsets from fs:0 of the aligned 8-byte words of the thread-local block that hold the marker."""
         if not self._marked:
             return []
-        start = (self._block.start + 7) // 8 * 8
-        return [
-            address - THREAD_POINTER
-            for address in range(start, THREAD_POINTER, 8)
-            if self.read(address, 8) == self._marker
-        ]
+        pattern = self._marker.to_bytes(8, "little")
+        result = []
+        # What no page was made for was never written.
+        for number in range(self._block.start // _PAGE, THREAD_POINTER // _PAGE):
+            page = self._pages.get(number, b"")
+            result += [
+                number * _PAGE + offset - THREAD_POINTER
+                for offset in range(0, len(page), 8)
+                if page[offset : offset + 8] == pattern and number * _PAGE + offset in self._block
+            ]
+        return result
 
     def _page(self, address: int, size: int) -> bytearray:
         number = address // _PAGE

@@ -21,9 +21,14 @@ _STT_FUNC, _STT_TLS = 2, 6
 _SHT_SYMTAB, _SHT_DYNSYM = 2, 11
 _SHN_LORESERVE = 0xFF00
 _MAX_NAME = 1 << 12
-_MAX_CANDIDATES = 1 << 22
+_MAX_CANDIDATES = 1 << 21
 """Bytes of names: thousands of times what a large debug build has for any pattern."""
+_MAX_HITS = 1 << 20
+"""Places in the string table that are looked at, many times what a large debug build has."""
+_MAX_FUNCTIONS = 1 << 14
 _IDENTIFIER = re.compile(r"[A-Za-z0-9_]{4,}")
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
+_IN_BRACES = re.compile(r"\{[^}]*\}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +75,8 @@ def find_many(image: Image, patterns: Iterable[str]) -> dict[str, list[Function]
         offset = image.file_offset(address)
         if offset is None or not image.is_executable(address) or (name, address) in seen:
             continue
+        if len(seen) == _MAX_FUNCTIONS:
+            raise image.broken("too many of its symbols are named alike")
         seen.add((name, address))
         for pattern, expression in compiled.items():
             if expression.fullmatch(name):
@@ -77,6 +84,31 @@ def find_many(image: Image, patterns: Iterable[str]) -> dict[str, list[Function]
     for functions in result.values():
         functions.sort(key=lambda function: function.address)
     return result
+
+
+def find_function_at(image: Image, address: int) -> Function | None:
+    """The function that begins at ``address``, the longest one where several do; its name is left empty."""
+    offset = image.file_offset(address)
+    if offset is None or not image.is_executable(address):
+        return None
+    found: Function | None = None
+    for table in _tables(image):
+        size = min(table.size, MAX_SECTION) // _SYMBOL.size * _SYMBOL.size
+        for _, piece in image.chunks(table.offset, size, record=_SYMBOL.size):
+            values = memoryview(piece).cast("Q")[1 :: _SYMBOL.size // 8].tolist()
+            index = -1
+            while (index := _index(values, address, index + 1)) >= 0:
+                _, info, _, _, _, length = _SYMBOL.unpack_from(piece, index * _SYMBOL.size)
+                if info & 15 == _STT_FUNC and length > (found.size if found else 0):
+                    found = Function("", VirtAddr(address), length, offset)
+    return found
+
+
+def _index(values: list[int], value: int, start: int) -> int:
+    try:
+        return values.index(value, start)
+    except ValueError:
+        return -1
 
 
 def find_thread_locals(image: Image, pattern: str) -> list[ThreadLocal]:
@@ -91,13 +123,11 @@ def find_thread_locals(image: Image, pattern: str) -> list[ThreadLocal]:
 
 def contains_name(image: Image, fragment: bytes) -> bool:
     """Whether any symbol's mangled name contains ``fragment``."""
-    expression = re.compile(re.escape(fragment))
-    for section in _tables(image):
-        strings = _strings(image, section)
-        if strings is None:
-            continue
-        found = image.search(expression, strings.offset, strings.size, len(fragment))
-        if next(found, None) is not None:
+    for table in _tables(image):
+        strings = _strings(image, table)
+        if strings is not None and any(
+            fragment in piece for _, piece in image.chunks(strings.offset, strings.size, len(fragment))
+        ):
             return True
     return False
 
@@ -109,28 +139,49 @@ def _compile(pattern: str) -> re.Pattern[str]:
 class _Sieve:
     """Tells from a mangled name's bytes alone whether it can match one of some patterns.
 
-    Each identifier of a pattern stands in the mangled name too, in either mangling. The one that
-    is looked for first is the rarest: names of crates and modules stand in thousands of symbols.
+    Each identifier of a pattern stands in the mangled name too, in either mangling. ``words`` has for
+    each text to search for, the rarest of its pattern, what else a name must contain: names of crates
+    and modules stand in thousands of symbols.
     """
 
     def __init__(self, patterns: Iterable[str]) -> None:
-        self._words: list[tuple[bytes, ...]] = []
-        firsts = set()
+        self.words: dict[bytes, list[tuple[bytes, ...]]] = {}
         for pattern in patterns:
-            words = _IDENTIFIER.findall(pattern)
+            # `{closure}` and the like are spelled otherwise in each mangling.
+            words = _IDENTIFIER.findall(_IN_BRACES.sub("", pattern))
             if not words:
                 raise ValueError(f"symbol pattern {pattern!r} has no identifier to look for")
-            first = words[-1] if len(words[-1]) > 5 else max(words, key=len)
-            firsts.add(re.escape(first.encode()))
-            self._words.append(tuple(word.encode() for word in words))
-        self.expression = re.compile(b"|".join(sorted(firsts)))
+            self.words.setdefault(_rarest(pattern, words).encode(), []).append(
+                tuple(word.encode() for word in words)
+            )
 
-    def passes(self, name: bytes) -> bool:
-        return any(all(word in name for word in words) for words in self._words)
+    def passes(self, rarest: bytes, name: bytes) -> bool:
+        return any(all(word in name for word in words) for words in self.words[rarest])
+
+
+def _rarest(pattern: str, words: list[str]) -> str:
+    """What of a pattern to look for in the string table.
+
+    A path's last names stand there with their lengths before them, in both manglings, and in modules
+    right after one another: the function ``poll`` of the module ``raw`` is ``3raw4poll``.
+    """
+    texts = [word for word in words if word[0].isupper()]
+    parent, name = ("", *pattern.rsplit("::", 2))[-2:]
+    if _NAME.fullmatch(name):
+        text = f"{len(name)}{name}"
+        if "<" not in pattern and _NAME.fullmatch(parent) and parent.islower() and name.islower():
+            text = f"{len(parent)}{parent}{text}"
+        texts.append(text)
+    return max(texts or words, key=len)
 
 
 def _tables(image: Image) -> list[Section]:
-    return [section for section in image.sections if section.type in (_SHT_SYMTAB, _SHT_DYNSYM)]
+    """The full symbol table and the dynamic linker's; a file has no more than one of each."""
+    tables: dict[int, Section] = {}
+    for section in image.sections:
+        if section.type in (_SHT_SYMTAB, _SHT_DYNSYM) and section.size:
+            tables.setdefault(section.type, section)
+    return list(tables.values())
 
 
 def _strings(image: Image, table: Section) -> Section | None:
@@ -147,29 +198,43 @@ def _symbols(image: Image, patterns: Iterable[str], kind: int) -> Iterator[tuple
         names = _candidates(image, strings, sieve)
         if not names:
             continue
+        paths: dict[int, str | None] = {}
         size = min(table.size, MAX_SECTION) // _SYMBOL.size * _SYMBOL.size
         for _, piece in image.chunks(table.offset, size, record=_SYMBOL.size):
-            for name, info, _, section, value, length in _SYMBOL.iter_unpack(piece):
-                if name in names and info & 15 == kind and 0 < section < _SHN_LORESERVE:
-                    path = demangle(names[name])
-                    if path is not None:
-                        yield path, value, length
+            # The first of a symbol's six words is its name; no object is made of what no pattern wants.
+            words = memoryview(piece).cast("I")[:: _SYMBOL.size // 4].tolist()
+            for index in [index for index, name in enumerate(words) if name in names]:
+                name, info, _, section, value, length = _SYMBOL.unpack_from(piece, index * _SYMBOL.size)
+                if info & 15 != kind or not 0 < section < _SHN_LORESERVE:
+                    continue
+                if name not in paths:
+                    paths[name] = demangle(names[name])
+                path = paths[name]
+                if path is not None:
+                    yield path, value, length
 
 
 def _candidates(image: Image, strings: Section, sieve: _Sieve) -> dict[int, str]:
     """String table offset → name, for the Rust names that the sieve lets pass."""
     result: dict[int, str] = {}
-    total = 0
-    for offset, match, piece in image.search(sieve.expression, strings.offset, strings.size, _MAX_NAME):
-        begin = piece.rfind(b"\0", 0, match.start()) + 1
-        end = piece.find(b"\0", match.end())
-        if end < 0 or end - begin > _MAX_NAME or piece[begin : begin + 2] not in (b"_Z", b"_R"):
-            continue
-        start = offset - match.start() + begin - strings.offset
-        if start in result or not sieve.passes(name := piece[begin:end]):
-            continue
-        total += len(name)
-        if total > _MAX_CANDIDATES:
-            raise image.broken("too many of its symbols are named alike")
-        result[start] = name.decode("ascii", "replace")
+    total = hits = 0
+    for offset, piece in image.chunks(strings.offset, strings.size, _MAX_NAME):
+        for rarest in sieve.words:
+            position = piece.find(rarest)
+            while position >= 0:
+                hits += 1
+                if hits > _MAX_HITS:
+                    raise image.broken("too many of its symbols are named alike")
+                begin = piece.rfind(b"\0", max(0, position - _MAX_NAME), position) + 1
+                end = piece.find(b"\0", position, position + _MAX_NAME)
+                position = piece.find(rarest, max(end, position + 1))
+                if end < 0 or end - begin > _MAX_NAME or piece[begin : begin + 2] not in (b"_Z", b"_R"):
+                    continue
+                start = offset + begin - strings.offset
+                if start in result or not sieve.passes(rarest, name := piece[begin:end]):
+                    continue
+                total += len(name)
+                if total > _MAX_CANDIDATES:
+                    raise image.broken("too many of its symbols are named alike")
+                result[start] = name.decode("ascii", "replace")
     return result

@@ -37,6 +37,7 @@ struct root_start {
 	__u64 trace_id_low; /* noted when new_trace_id returned */
 	__u64 trace_id_high;
 	__u64 span_id; /* noted when new_span_id returned */
+	__u64 sp; /* at the entry of new_trace_id */
 	__u8 began; /* new_trace_id was entered */
 	__u8 trace_noted;
 	__u8 span_noted;
@@ -131,6 +132,13 @@ struct span_context {
 static __always_inline bool read_u64(__u64 *value, __u64 address)
 {
 	return !bpf_probe_read_user(value, sizeof(*value), (void *)address);
+}
+
+/* An integer of 1 to 8 bytes. */
+static __always_inline bool read_integer(__u64 *value, __u64 address, __u32 size)
+{
+	*value = 0;
+	return size >= 1 && size <= sizeof(*value) && !bpf_probe_read_user(value, size, (void *)address);
 }
 
 static __always_inline bool read_span_context(struct span_context *context, const struct sdk_layout *layout,
@@ -261,6 +269,7 @@ int otel_new_trace_id(struct pt_regs *ctx)
 	has_span_id = start.span_noted;
 	start.began = 1;
 	start.trace_noted = 0;
+	start.sp = ctx->sp;
 	bpf_map_update_elem(&root_starts, &tid, &start, BPF_ANY);
 	key = current_task_key(target);
 	if (!find_active(pid, key, &found))
@@ -304,7 +313,8 @@ int otel_new_trace_id_returns(struct pt_regs *ctx)
 	if (!target || (target->adoption != ADOPTION_UNVERIFIED && !target->builds_late))
 		return 0;
 	start = bpf_map_lookup_elem(&root_starts, &tid);
-	if (!start)
+	/* Where the function leaves by a jump, the `ret` is another's, which others may call too. */
+	if (!start || start->sp != ctx->sp)
 		return 0;
 	start->trace_id_low = ctx->ax;
 	start->trace_id_high = ctx->dx;
@@ -618,7 +628,7 @@ int otel_build_with_context_returns(struct pt_regs *ctx)
 		return 0; /* it was entered before the probe was there */
 	span = *address;
 	bpf_map_delete_elem(&builds, &key);
-	if (!read_u64(&data, span + target->layout.span_data)) {
+	if (!read_integer(&data, span + target->layout.span_data, target->layout.span_data_size)) {
 		count(COUNT_READ_FAULT);
 		return 0;
 	}
@@ -686,14 +696,24 @@ static __always_inline bool write_parent(const struct target *target, struct pt_
 static __always_inline bool read_span(struct manual_span_event *event, const struct sdk_layout *layout,
 				      __u64 address)
 {
-	__u64 name = 0, length = 0, status = 0;
+	__u64 name_pointer = address + layout->span_name_pointer;
+	__u64 name_length = address + layout->span_name_length;
+	__u64 name = 0, length = 0, status = 0, tag = 0;
+
+	if (layout->span_name_tag != LAYOUT_ABSENT) {
+		if (!read_u64(&tag, address + layout->span_name_tag))
+			return false;
+		if (tag != layout->span_name_borrowed) {
+			name_pointer = address + layout->span_name_owned_pointer;
+			name_length = address + layout->span_name_owned_length;
+		}
+	}
 
 	if (!read_u64(&event->parent_span_id, address + layout->span_parent_id) ||
 	    !read_u64(&event->start_seconds, address + layout->span_start_seconds) ||
 	    bpf_probe_read_user(&event->start_nanos, 4, (void *)(address + layout->span_start_nanos)) ||
-	    !read_u64(&name, address + layout->span_name_pointer) ||
-	    !read_u64(&length, address + layout->span_name_length) ||
-	    !read_u64(&status, address + layout->span_status) ||
+	    !read_u64(&name, name_pointer) || !read_u64(&length, name_length) ||
+	    !read_integer(&status, address + layout->span_status, layout->span_status_size) ||
 	    bpf_probe_read_user(&event->kind, 1, (void *)(address + layout->span_kind)))
 		return false;
 	event->status = status == layout->status_unset ? MANUAL_STATUS_UNSET
@@ -707,7 +727,28 @@ static __always_inline bool read_span(struct manual_span_event *event, const str
 	return true;
 }
 
-/* rdi = the Span, still whole; rsi, edx: the end time, if one was given. */
+/* The end time that was given by hand, if one was: rsi, edx, or in memory at rsi. */
+static __always_inline void read_end_time(struct manual_span_event *event, const struct sdk_layout *layout,
+					  struct pt_regs *ctx)
+{
+	__u64 tag = 0, seconds = 0;
+	__u32 nanos = NANOSECONDS;
+
+	if (layout->end_argument_none_nanos != LAYOUT_BY_ADDRESS) {
+		seconds = ctx->si;
+		nanos = ctx->dx;
+	} else if (read_u64(&tag, ctx->si + layout->end_argument_tag) && tag != layout->end_argument_tag_none) {
+		if (!read_u64(&seconds, ctx->si + layout->end_argument_seconds) ||
+		    bpf_probe_read_user(&nanos, sizeof(nanos), (void *)(ctx->si + layout->end_argument_nanos)))
+			nanos = NANOSECONDS;
+	}
+	if (nanos < NANOSECONDS) {
+		event->end_seconds = seconds;
+		event->end_nanos = nanos;
+	}
+}
+
+/* rdi = the Span, still whole. */
 SEC("uprobe")
 int otel_ensure_ended_and_exported(struct pt_regs *ctx)
 {
@@ -720,7 +761,7 @@ int otel_ensure_ended_and_exported(struct pt_regs *ctx)
 
 	if (!target || target->adoption != ADOPTION_VERIFIED)
 		return 0;
-	if (!read_u64(&data, ctx->di + target->layout.span_data)) {
+	if (!read_integer(&data, ctx->di + target->layout.span_data, target->layout.span_data_size)) {
 		count(COUNT_READ_FAULT);
 		return 0;
 	}
@@ -774,10 +815,7 @@ int otel_ensure_ended_and_exported(struct pt_regs *ctx)
 	event.trace_id_high = context.trace_id_high;
 	event.span_id = context.span_id;
 	event.flags = context.flags;
-	if ((__u32)ctx->dx < NANOSECONDS) {
-		event.end_seconds = ctx->si;
-		event.end_nanos = ctx->dx;
-	}
+	read_end_time(&event, &target->layout, ctx);
 	length = event.name_length;
 	if (length > SPAN_NAME_MAX)
 		length = SPAN_NAME_MAX;

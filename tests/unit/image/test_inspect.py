@@ -41,7 +41,7 @@ def test_an_sdk_version_that_is_not_known(service: ServiceBuilder, tmp_path: Pat
     verdict, reason = _verdict(path)
     assert verdict is Verdict.AUTOMATIC_ONLY
     assert "0.99.0" in reason
-    assert "not known" in reason
+    assert "not in the layout database" in reason
 
 
 def test_json(service: ServiceBuilder) -> None:

@@ -34,21 +34,33 @@ struct sdk_layout {
 	__u16 span_data;
 	__u16 span_parent_id;
 	__u16 span_parent_is_remote; /* LAYOUT_ABSENT before 0.31 */
-	__u16 span_name_pointer;
+	__u16 span_name_pointer; /* of a borrowed name, which the u64 at span_name_tag says; */
 	__u16 span_name_length;
+	__u16 span_name_owned_pointer; /* … of an owned one */
+	__u16 span_name_owned_length;
+	__u16 span_name_tag; /* LAYOUT_ABSENT: both lie in the same places */
 	__u16 span_kind;
 	__u16 span_start_seconds;
 	__u16 span_start_nanos;
 	__u16 span_status;
+	__u16 span_data_size; /* bytes of the integer at span_data, 1 to 8 */
+	__u16 span_status_size;
+	/* Of an end time that is handed on by address. */
+	__u16 end_argument_seconds;
+	__u16 end_argument_nanos;
+	__u16 end_argument_tag;
 	__u32 pad;
-	__u64 span_data_none; /* the u64 at span_data that says `data: None` */
-	__u64 status_unset; /* the u64 at span_status that says Status::Unset; */
+	__u64 span_data_none; /* the integer at span_data that says `data: None` */
+	__u64 span_name_borrowed; /* the u64 at span_name_tag */
+	__u64 status_unset; /* the integer at span_status that says Status::Unset; */
 	__u64 status_ok; /* … Status::Ok; anything else is Status::Error */
-	__u32 end_none_nanos; /* the nanoseconds that say `None` in the end time passed in registers */
+	__u64 end_argument_tag_none; /* the u64 at end_argument_tag that says `None` */
+	__u32 end_argument_none_nanos; /* the nanoseconds that say `None`; LAYOUT_BY_ADDRESS: by address */
 	__u32 pad_end;
 };
 
 #define LAYOUT_ABSENT 0xffff
+#define LAYOUT_BY_ADDRESS 0xffffffff
 
 /* targets: value. `adoption` and `strangers` are changed by programs, all else is constant while attached. */
 struct target {
