@@ -9,7 +9,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use crate::opentelemetry::Value;
 #[cfg(feature = "sdk-0.17")]
 use crate::opentelemetry::runtime;
-#[cfg(all(feature = "to-0.27", not(feature = "sdk-0.17")))]
+#[cfg(all(
+    feature = "to-0.27",
+    not(any(feature = "sdk-0.17", feature = "sdk-0.25"))
+))]
 use crate::opentelemetry_sdk::runtime;
 #[cfg(not(feature = "to-0.27"))]
 use crate::opentelemetry_sdk::{
@@ -37,8 +40,10 @@ impl Providers {
         let exporter = FileExporter(Arc::new(file));
         let simple = TracerProvider::builder().with_simple_exporter(exporter.clone());
         let batch = TracerProvider::builder();
-        #[cfg(feature = "to-0.27")]
+        #[cfg(all(feature = "to-0.27", not(feature = "sdk-0.25")))]
         let batch = batch.with_batch_exporter(exporter, runtime::Tokio);
+        #[cfg(feature = "sdk-0.25")]
+        let batch = batch.with_simple_exporter(exporter);
         #[cfg(not(feature = "to-0.27"))]
         let batch = batch.with_batch_exporter(exporter);
         Ok(Self {

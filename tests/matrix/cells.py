@@ -1,0 +1,121 @@
+"""The cells of the matrix: which there are, and the service of each, built by cargo."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import shutil
+import subprocess
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.support.services import ROOT, target_folder
+
+CRATE = ROOT / "services" / "matrix"
+APIS = ("raw", "tracing")
+PROFILES = ("release", "fatlto", "stripped")
+LAST_IDS_BY_HAND = (0, 31)
+"""Since 0.32 a ``SpanBuilder`` takes no ids."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One service: ``sdk`` as in ``0.24``, ``api`` of ``APIS``, ``profile`` of ``PROFILES``."""
+
+    sdk: str
+    api: str
+    profile: str
+
+    def __str__(self) -> str:
+        return f"{self.sdk}/{self.api}/{self.profile}"
+
+    @property
+    def ids_by_hand(self) -> bool:
+        """Whether the service makes a span whose ids are given to the builder."""
+        return self.api == "raw" and _numbers(self.sdk) <= LAST_IDS_BY_HAND
+
+
+@dataclass(frozen=True, slots=True)
+class Versions:
+    """The exact versions of the crates behind ``0.24``, from the lock file."""
+
+    sdk: str
+    tracing_opentelemetry: str
+
+
+def all_cells() -> list[Cell]:
+    """Every cell, by version: one for each feature ``sdk-…`` of the crate, API and profile."""
+    features = _manifest()["features"]
+    versions = sorted((name[4:] for name in features if name.startswith("sdk-")), key=_numbers)
+    return [Cell(sdk, api, profile) for sdk in versions for api in APIS for profile in PROFILES]
+
+
+def select(patterns: Sequence[str]) -> list[Cell]:
+    """The cells whose names match one of the shell patterns (``0.2?/raw/*``).
+
+    ValueError if a pattern matches none.
+    """
+    cells = all_cells()
+    for pattern in patterns:
+        if not fnmatch.filter(map(str, cells), pattern):
+            raise ValueError(f"no cell matches {pattern!r}: a cell is called {cells[0]}, say")
+    return [cell for cell in cells if any(fnmatch.fnmatch(str(cell), pattern) for pattern in patterns)]
+
+
+def versions(sdk: str) -> Versions:
+    """The locked versions of one SDK; up to 0.17 it is the crate opentelemetry itself."""
+    key = sdk.replace(".", "_")
+    dependencies = _manifest()["dependencies"]
+    name = f"opentelemetry_sdk-{key}"
+    own = dependencies[name if name in dependencies else f"opentelemetry-{key}"]
+    return Versions(_locked(own), _locked(dependencies[f"tracing-opentelemetry-for-{key}"]))
+
+
+def build(cell: Cell) -> Path:
+    """Builds the service of a cell; CalledProcessError, with cargo's words, if it does not build.
+
+    One target folder for all, so that only the SDK's crates are compiled anew; the executables are
+    copied from it, since the next version's take the same names. A stripped one is a stripped copy
+    of the release build, which is what ``strip = true`` makes.
+    """
+    folder = target_folder() / "matrix"
+    profile = "release" if cell.profile == "stripped" else cell.profile
+    command = ["cargo", "build", "--locked", "--quiet", "--profile", profile]
+    subprocess.run(
+        [*command, "--features", f"sdk-{cell.sdk}", "--bin", cell.api],
+        cwd=CRATE,
+        env={**os.environ, "CARGO_TARGET_DIR": str(folder / "cargo")},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    built = folder / "cargo" / profile / cell.api
+    executable = folder / "bin" / str(cell).replace("/", "-")
+    executable.parent.mkdir(exist_ok=True)
+    if cell.profile == "stripped":
+        subprocess.run(["objcopy", "--strip-all", built, executable], check=True)
+    else:
+        shutil.copy2(built, executable)
+    return executable
+
+
+def _manifest() -> dict[str, Any]:
+    return tomllib.loads((CRATE / "Cargo.toml").read_text())
+
+
+def _locked(dependency: dict[str, Any]) -> str:
+    packages = tomllib.loads((CRATE / "Cargo.lock").read_text())["package"]
+    [version] = [
+        package["version"]
+        for package in packages
+        if package["name"] == dependency["package"]
+        and package["version"].startswith(dependency["version"] + ".")
+    ]
+    return str(version)
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split("."))
