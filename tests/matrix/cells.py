@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import fnmatch
 import os
 import shutil
@@ -78,27 +79,32 @@ def build(cell: Cell) -> Path:
     """Builds the service of a cell; CalledProcessError, with cargo's words, if it does not build.
 
     One target folder for all, so that only the SDK's crates are compiled anew; the executables are
-    copied from it, since the next version's take the same names. A stripped one is a stripped copy
-    of the release build, which is what ``strip = true`` makes.
+    copied from it, since the next version's take the same names: only one build at a time. A stripped
+    one is a stripped copy of the release build, which is what ``strip = true`` makes.
     """
     folder = target_folder() / "matrix"
     profile = "release" if cell.profile == "stripped" else cell.profile
     command = ["cargo", "build", "--locked", "--quiet", "--profile", profile]
-    subprocess.run(
-        [*command, "--features", f"sdk-{cell.sdk}", "--bin", cell.api],
-        cwd=CRATE,
-        env={**os.environ, "CARGO_TARGET_DIR": str(folder / "cargo")},
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    built = folder / "cargo" / profile / cell.api
     executable = folder / "bin" / str(cell).replace("/", "-")
-    executable.parent.mkdir(exist_ok=True)
-    if cell.profile == "stripped":
-        subprocess.run(["objcopy", "--strip-all", built, executable], check=True)
-    else:
-        shutil.copy2(built, executable)
+    executable.parent.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        subprocess.run(
+            [*command, "--features", f"sdk-{cell.sdk}", "--bin", cell.api],
+            cwd=CRATE,
+            env={**os.environ, "CARGO_TARGET_DIR": str(folder / "cargo")},
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        built = folder / "cargo" / profile / cell.api
+        # What runs already is not changed: another file takes its place.
+        new = executable.with_name(f"{executable.name}.new")
+        if cell.profile == "stripped":
+            subprocess.run(["objcopy", "--strip-all", built, new], check=True)
+        else:
+            shutil.copy2(built, new)
+        new.replace(executable)
     return executable
 
 
