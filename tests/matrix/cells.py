@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import fcntl
 import fnmatch
+import functools
+import hashlib
 import os
 import shutil
 import subprocess
@@ -78,34 +80,55 @@ def versions(sdk: str) -> Versions:
 def build(cell: Cell) -> Path:
     """Builds the service of a cell; CalledProcessError, with cargo's words, if it does not build.
 
-    One target folder for all, so that only the SDK's crates are compiled anew; the executables are
-    copied from it, since the next version's take the same names: only one build at a time. A stripped
-    one is a stripped copy of the release build, which is what ``strip = true`` makes.
+    What was built of these sources, by this compiler, is taken as it is, so that a look at another
+    commit does not cost hours. One target folder serves all, so that only the SDK's crates are compiled
+    anew; executables are copied from it, since the next version's take the same names: one build at
+    a time. A stripped one is a stripped copy of the release build, which is what ``strip = true`` makes.
     """
     folder = target_folder() / "matrix"
-    profile = "release" if cell.profile == "stripped" else cell.profile
-    command = ["cargo", "build", "--locked", "--quiet", "--profile", profile]
     executable = folder / "bin" / str(cell).replace("/", "-")
+    made_of = executable.with_name(f"{executable.name}.made-of")
     executable.parent.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        subprocess.run(
-            [*command, "--features", f"sdk-{cell.sdk}", "--bin", cell.api],
-            cwd=CRATE,
-            env={**os.environ, "CARGO_TARGET_DIR": str(folder / "cargo")},
-            check=True,
-            capture_output=True,
-            text=True,
-        )
-        built = folder / "cargo" / profile / cell.api
-        # What runs already is not changed: another file takes its place.
-        new = executable.with_name(f"{executable.name}.new")
-        if cell.profile == "stripped":
-            subprocess.run(["objcopy", "--strip-all", built, new], check=True)
-        else:
-            shutil.copy2(built, new)
-        new.replace(executable)
+        if made_of.exists() and made_of.read_text() == sources():
+            return executable
+        made_of.unlink(missing_ok=True)
+        _compile(cell, folder / "cargo", executable)
+        made_of.write_text(sources())
     return executable
+
+
+def _compile(cell: Cell, target: Path, executable: Path) -> None:
+    profile = "release" if cell.profile == "stripped" else cell.profile
+    command = ["cargo", "build", "--locked", "--quiet", "--profile", profile]
+    subprocess.run(
+        [*command, "--features", f"sdk-{cell.sdk}", "--bin", cell.api],
+        cwd=CRATE,
+        env={**os.environ, "CARGO_TARGET_DIR": str(target)},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    built = target / profile / cell.api
+    # One that runs is not changed: another file takes its place.
+    new = executable.with_name(f"{executable.name}.new")
+    if cell.profile == "stripped":
+        subprocess.run(["objcopy", "--strip-all", built, new], check=True)
+    else:
+        shutil.copy2(built, new)
+    new.replace(executable)
+
+
+@functools.cache
+def sources() -> str:
+    """A digest of all that an executable is made of: the crate with its lock file, and the compiler."""
+    digest = hashlib.sha256(
+        subprocess.run(["rustc", "--version", "--verbose"], check=True, capture_output=True).stdout
+    )
+    for path in (CRATE / "Cargo.toml", CRATE / "Cargo.lock", *sorted((CRATE / "src").rglob("*.rs"))):
+        digest.update(f"{path.relative_to(CRATE)}\n".encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 def _manifest() -> dict[str, Any]:
