@@ -10,7 +10,11 @@ PACKAGES := clang-19 clang-format-19 libclang-rt-19-dev libbpf-dev libbpf1 bpfto
 	binutils git
 VM_PACKAGES := qemu-system-x86 busybox-static
 
-.PHONY: help build native packages vm-packages services demo test test-fast test-vm lint format bench clean
+# `make matrix CELLS='0.3?/raw/* */tracing/fatlto' AGAIN=1`
+CELLS :=
+AGAIN :=
+
+.PHONY: help build native packages vm-packages services demo test test-fast test-vm matrix lint format bench clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -46,6 +50,10 @@ test-fast: build ## without what takes minutes
 
 test-vm: build services vm-packages ## the kernel writer, in a virtual machine with Debian's 6.1
 	$(BIN)/python -m pytest tests/vm
+
+# Hours from nothing; what is built and joined is kept. See tests/matrix/__main__.py.
+matrix: build ## docs/matrix.md: each SDK version, API and build profile tried; CELLS=PATTERNS, AGAIN=1
+	set -f; $(BIN)/python -m tests.matrix $(if $(AGAIN),--again) $(CELLS)
 
 lint: build ## types, style, generated files
 	$(BIN)/mypy
