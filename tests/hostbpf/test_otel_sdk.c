@@ -245,7 +245,7 @@ static void end(struct sdk_span *span)
 	end_at(span, 0xdeadbeef, END_NONE);
 }
 
-/* Before 0.22: build_with_context does it all, and only its returned Span shows the ids. */
+/* Before 0.31: build_with_context does it all, and only its returned Span shows the ids. */
 static struct sdk_span *old_start_span(const struct sdk_context *parent)
 {
 	struct sdk_span *span = sdk_allocate(sizeof(*span));

@@ -145,6 +145,7 @@ class LayoutCheck(IntEnum):
     SPAN_ID = 2
     PARENT_ID = 3
     PLAUSIBLE = 4
+    ARGUMENTS = 5
 
 
 class EventHead(NamedTuple):

@@ -3,8 +3,8 @@
  *
  * opentelemetry_sdk (0.17: opentelemetry), src/trace/tracer.rs, span.rs, id_generator/mod.rs:
  *   IdGenerator::new_trace_id(&self) -> TraceId                a root starts on this thread
- *   SdkTracer::build_recording_span(&self, psc: &SpanContext, sc: SpanContext, …) -> Span    since 0.22
- *   Tracer::build_with_context(&self, SpanBuilder, &Context) -> Span                     before 0.22
+ *   SdkTracer::build_recording_span(&self, psc: &SpanContext, sc: SpanContext, …) -> Span    since 0.31
+ *   Tracer::build_with_context(&self, SpanBuilder, &Context) -> Span                     before 0.31
  *   Span::ensure_ended_and_exported(&mut self, Option<SystemTime>)
  * Entries, and `ret` instructions as such: no frame of the target's is changed, so a panic passes as
  * it would without us. Until the first root has shown that ids lie where the layout says, probes on
@@ -573,7 +573,7 @@ static __always_inline int adopt_or_follow(struct target *target, __u32 pid, str
 	return 0;
 }
 
-/* 0.22 and newer. rdx = psc: the parent's span context, rcx = sc: the new span's own. */
+/* 0.31 and newer. rdx = psc: the parent's span context, rcx = sc: the new span's own. */
 SEC("uprobe")
 int otel_build_recording_span(struct pt_regs *ctx)
 {
@@ -585,15 +585,19 @@ int otel_build_recording_span(struct pt_regs *ctx)
 	if (!may_adopt(target))
 		return 0;
 	if (!read_span_context(&built.context, &target->layout, ctx->cx) ||
-	    !read_span_context(&parent, &target->layout, ctx->dx))
+	    !read_span_context(&parent, &target->layout, ctx->dx)) {
+		/* Another compiler may hand on its arguments in another way. */
+		change_adoption(target, pid, ADOPTION_UNVERIFIED, ADOPTION_MISMATCH, CHECK_ARGUMENTS, ctx->cx,
+				ctx->dx);
 		return 0;
+	}
 	built.context_address = ctx->cx;
 	built.parent_span_id = parent.span_id;
 	built.parent_is_local = !parent.is_remote;
 	return adopt_or_follow(target, pid, ctx, &built);
 }
 
-/* Before 0.22. rdi = the place of the Span that is returned. */
+/* Before 0.31. rdi = the place of the Span that is returned. */
 SEC("uprobe")
 int otel_build_with_context(struct pt_regs *ctx)
 {

@@ -64,6 +64,7 @@ enum layout_check {
 	CHECK_SPAN_ID,
 	CHECK_PARENT_ID, /* in Span, of a child whose parent is known */
 	CHECK_PLAUSIBLE, /* in Span: times, name */
+	CHECK_ARGUMENTS, /* of build_recording_span: not where they should be */
 };
 
 _Static_assert(sizeof(struct manual_span_event) == 16 + 6 * 8 + 8 + 8 + SPAN_NAME_MAX, "no hidden padding");

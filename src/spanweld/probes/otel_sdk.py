@@ -50,6 +50,7 @@ _MISMATCH = {
     LayoutCheck.SPAN_ID: "the span id that the SDK had just made",
     LayoutCheck.PARENT_ID: "a child's parent id",
     LayoutCheck.PLAUSIBLE: "a root's parent id and start time",
+    LayoutCheck.ARGUMENTS: "what build_recording_span is called with",
 }
 
 
@@ -96,8 +97,11 @@ OLDEST = Release(0, 17)
 """Older releases of the SDK are not known."""
 _OWN_CRATE = Release(0, 18)
 """Before, the SDK was a module of the crate opentelemetry."""
-_BUILDS_APART = Release(0, 22)
-"""Since then spans that are recorded are built by a function of their own."""
+_BUILDS_APART = Release(0, 31)
+"""Since then spans that are recorded are built by a function of their own, build_recording_span, whose
+arguments are as they are declared. From 0.22 on there is one, too, but the compiler hands on parts of what
+they point to instead (rustc 1.95).
+"""
 _SDK_TRACER = Release(0, 28)
 """Since then Tracer is called SdkTracer."""
 _API_CRATE = Release(0, 21)
@@ -150,14 +154,15 @@ def _build_with_context(program: str, place: Place) -> tuple[Probe, ...]:
         Probe(
             program,
             place,
-            f"<{sdk}::trace::tracer::Tracer as {api}::trace::tracer::Tracer>::build_with_context",
+            f"<{tracer} as {api}::trace::tracer::Tracer>::build_with_context",
             since=since,
             before=before,
         )
-        for sdk, api, since, before in (
-            ("opentelemetry::sdk", "opentelemetry", None, _OWN_CRATE),
-            ("opentelemetry_sdk", "opentelemetry_api", _OWN_CRATE, _API_CRATE),
-            ("opentelemetry_sdk", "opentelemetry", _API_CRATE, _BUILDS_APART),
+        for tracer, api, since, before in (
+            ("opentelemetry::sdk::trace::tracer::Tracer", "opentelemetry", None, _OWN_CRATE),
+            ("opentelemetry_sdk::trace::tracer::Tracer", "opentelemetry_api", _OWN_CRATE, _API_CRATE),
+            ("opentelemetry_sdk::trace::tracer::Tracer", "opentelemetry", _API_CRATE, _SDK_TRACER),
+            ("opentelemetry_sdk::trace::tracer::SdkTracer", "opentelemetry", _SDK_TRACER, _BUILDS_APART),
         )
     )
 
@@ -173,15 +178,8 @@ INSTRUMENTATION = Instrumentation(
         Probe(
             "otel_build_recording_span",
             Place.ENTRY,
-            "opentelemetry_sdk::trace::tracer::Tracer::build_recording_span",
-            since=_BUILDS_APART,
-            before=_SDK_TRACER,
-        ),
-        Probe(
-            "otel_build_recording_span",
-            Place.ENTRY,
             "opentelemetry_sdk::trace::tracer::SdkTracer::build_recording_span",
-            since=_SDK_TRACER,
+            since=_BUILDS_APART,
         ),
         Probe(
             "otel_ensure_ended_and_exported",
