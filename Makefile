@@ -10,7 +10,8 @@ PACKAGES := clang-19 clang-format-19 libclang-rt-19-dev libbpf-dev libbpf1 bpfto
 	binutils git
 VM_PACKAGES := qemu-system-x86 busybox-static
 
-.PHONY: help build native packages vm-packages services demo test test-fast test-vm lint format bench clean
+.PHONY: help build native packages vm-packages services demo test test-fast test-vm profiles fuzz-inspect lint format bench \
+	clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -47,6 +48,16 @@ test-fast: build ## without what takes minutes
 test-vm: build services vm-packages ## the kernel writer, in a virtual machine with Debian's 6.1
 	$(BIN)/python -m pytest tests/vm
 
+profiles: build services ## the lab in every build profile under the agent: minutes of compiling for each
+	rustup target add x86_64-unknown-linux-musl
+	$(BIN)/python -m pytest tests/profiles
+
+CASES ?= 10000
+FIRST ?= 0
+SEED ?= 1
+fuzz-inspect: build services ## inspect on damaged executables (CASES, FIRST, SEED): half an hour
+	$(BIN)/python -m tests.fuzz.inspect_run --cases $(CASES) --first $(FIRST) --seed $(SEED)
+
 lint: build ## types, style, generated files
 	$(BIN)/mypy
 	$(BIN)/ruff check
@@ -62,6 +73,7 @@ format: build
 bench: build services ## figures for docs/performance.md
 	$(BIN)/python -m bench.head_cost
 	$(BIN)/python -m bench.throughput
+	$(BIN)/python -m bench.inspect_cost
 
 clean:
 	rm -rf $(VENV) src/spanweld/bpf/objects src/spanweld/writers/bin
