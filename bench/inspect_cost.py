@@ -9,9 +9,9 @@ of `lab` itself is linked in again and again, with names of its own, unwind tabl
 - `symbols`: without debug information, 100 MB of code, names, and unwind tables;
 - `stripped`: the same of 100 MB without any symbol.
 
-Each is a service that works: the agent is attached to it too, and the time to its ready line is taken. Most of
-that is the kernel's check of the BPF programs, the same for every executable; `small`, the release build of
-`lab`, shows it.
+Each is a service that works: the agent is attached to it too, and the time to its ready line is taken.
+Most of that is the kernel's check of the BPF programs, the same for every executable; `small`, the release
+build of `lab`, shows it.
 """
 
 from __future__ import annotations

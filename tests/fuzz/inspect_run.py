@@ -1,4 +1,4 @@
-"""Gives damaged executables to ``inspect`` and to the plan of ``run`` and ``attach``: none may harm them.
+"""Gives damaged executables to ``inspect``, and so to the plan of ``run`` and ``attach``: none may harm them.
 
     python -m tests.fuzz.inspect_run --cases 10000            (or: make fuzz-inspect)
     python -m tests.fuzz.inspect_run --first 4711 --cases 1   one case again
@@ -33,7 +33,6 @@ from types import FrameType
 
 from rich.console import Console
 
-from spanweld.agent import make_plan
 from spanweld.commands.inspect import make_report, print_report, to_json
 from spanweld.errors import SpanweldError
 from tests.support import services
@@ -82,12 +81,11 @@ class TooLongError(BaseException):
 
 
 def examine(path: Path) -> str:
-    """All that is done with an executable before it is attached to; returns the verdict or ``refused``."""
+    """All of ``inspect``, which makes the agent's own plan; returns the verdict or ``refused``."""
     try:
         report = make_report(path)
         json.dumps(to_json(report))
         print_report(report, Console(file=io.StringIO(), highlight=False, soft_wrap=True))
-        make_plan(path)
     except SpanweldError:
         return "refused"
     return report.verdict.value

@@ -29,7 +29,7 @@ from spanweld.probes import REGISTRY
 from spanweld.probes.declaration import Instrumentation, Place, Probe
 
 JSON_SCHEMA = 1
-"""The number that ``--json`` writes; raised when a field goes or changes its meaning (inspect.schema.json)."""
+"""What ``--json`` writes; raised when a field goes or changes its meaning (inspect.schema.json)."""
 
 _SDK = "opentelemetry_sdk"
 # Whose versions say how the service works; names as on crates.io.
