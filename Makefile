@@ -14,7 +14,8 @@ VM_PACKAGES := qemu-system-x86 busybox-static
 CELLS :=
 AGAIN :=
 
-.PHONY: help build native packages vm-packages services demo test test-fast test-vm matrix lint format bench clean
+.PHONY: help build native packages vm-packages services demo test test-fast test-vm matrix profiles \
+	fuzz-inspect lint format bench clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -55,6 +56,16 @@ test-vm: build services vm-packages ## the kernel writer, in a virtual machine w
 matrix: build ## docs/matrix.md: each SDK version, API and build profile tried; CELLS=PATTERNS, AGAIN=1
 	set -f; $(BIN)/python -m tests.matrix $(if $(AGAIN),--again) $(CELLS)
 
+profiles: build services ## the lab in every build profile under the agent: minutes of compiling for each
+	rustup target add x86_64-unknown-linux-musl
+	$(BIN)/python -m pytest tests/profiles
+
+CASES ?= 10000
+FIRST ?= 0
+SEED ?= 1
+fuzz-inspect: build services ## inspect on damaged executables (CASES, FIRST, SEED): half an hour
+	$(BIN)/python -m tests.fuzz.inspect_run --cases $(CASES) --first $(FIRST) --seed $(SEED)
+
 lint: build ## types, style, generated files
 	$(BIN)/mypy
 	$(BIN)/ruff check
@@ -70,6 +81,7 @@ format: build
 bench: build services ## figures for docs/performance.md
 	$(BIN)/python -m bench.head_cost
 	$(BIN)/python -m bench.throughput
+	$(BIN)/python -m bench.inspect_cost
 
 clean:
 	rm -rf $(VENV) src/spanweld/bpf/objects src/spanweld/writers/bin

@@ -10,6 +10,8 @@ of `lab` itself is linked in again and again, with names of its own, unwind tabl
 - `stripped`: the same of 100 MB without any symbol.
 
 Each is a service that works: the agent is attached to it too, and the time to its ready line is taken.
+Most of that is the kernel's check of the BPF programs, the same for every executable; `small`, the release
+build of `lab`, shows it.
 """
 
 from __future__ import annotations
@@ -29,12 +31,13 @@ from pathlib import Path
 
 from tests.support.agent import attach
 from tests.support.profiles import Profile
-from tests.support.services import Service
+from tests.support.services import Service, binary
 
 SIZE = 100 * 10**6
 GOAL_SECONDS = 2.0
 GOAL_MEMORY = 300 * 10**6
 GOAL_ATTACH = 1.0
+"""Seconds more than for a small executable."""
 
 # What objcopy leaves of each kind.
 KINDS = {"debug info": "--preserve-dates", "symbols": "--strip-debug", "stripped": "--strip-all"}
@@ -47,9 +50,10 @@ _NOT_COPIED = ("opentelemetry_sdk", "TaskIdGuard", "current_task_id")
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """One run of a command: seconds, and the most bytes of memory it had at once."""
+    """One run of a command: seconds that passed and of CPU, and the most bytes of memory it had at once."""
 
     seconds: float
+    cpu: float
     memory: int
 
 
@@ -118,7 +122,7 @@ def run(*command: str) -> Cost:
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(f"{' '.join(command)}: exit code {process.returncode}")
-    return Cost(seconds, usage.ru_maxrss * 1024)
+    return Cost(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
 
 
 def time_to_attach(executable: Path) -> float:
@@ -127,7 +131,8 @@ def time_to_attach(executable: Path) -> float:
     with tempfile.TemporaryDirectory() as folder, Service(executable, environ=environ) as service:
         begin = time.monotonic()
         with attach(service.pid, export=Path(folder) / "spans"):
-            return time.monotonic() - begin
+            seconds = time.monotonic() - begin
+    return seconds
 
 
 def main() -> int:
@@ -136,27 +141,30 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=7, help="how often each (default: %(default)s)")
-    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="make the executables there, once")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep the executables there")
     options = parser.parse_args()
     met = True
     with tempfile.TemporaryDirectory() as temporary:
-        for kind, path in executables(options.keep or Path(temporary)).items():
+        paths = {"small": binary("lab", "release"), **executables(options.keep or Path(temporary))}
+        least = 0.0
+        for kind, path in paths.items():
             command = (sys.executable, "-m", "spanweld", "inspect", str(path))
             costs = [run(*command) for _ in range(options.rounds)]
-            attaching = [time_to_attach(path) for _ in range(options.rounds)]
             seconds = [cost.seconds for cost in costs]
             memory = max(cost.memory for cost in costs)
+            attaching = [time_to_attach(path) for _ in range(options.rounds)]
             print(
                 f"{kind:<10} {path.stat().st_size / 1e6:4.0f} MB   "
-                f"inspect {statistics.median(seconds):.2f} s ({min(seconds):.2f} to {max(seconds):.2f}), "
-                f"{memory / 1e6:.0f} MB   "
+                f"inspect {statistics.median(seconds):.2f} s ({min(seconds):.2f} to {max(seconds):.2f}, "
+                f"CPU {statistics.median(cost.cpu for cost in costs):.2f}), {memory / 1e6:.0f} MB   "
                 f"attach {statistics.median(attaching):.2f} s ({min(attaching):.2f} to {max(attaching):.2f})",
                 flush=True,
             )
+            least = least or statistics.median(attaching)
             met = met and statistics.median(seconds) < GOAL_SECONDS and memory < GOAL_MEMORY
-            met = met and statistics.median(attaching) < GOAL_ATTACH
+            met = met and statistics.median(attaching) - least < GOAL_ATTACH
     print(
-        f"goal: inspect {GOAL_SECONDS:.0f} s, {GOAL_MEMORY / 1e6:.0f} MB, attach {GOAL_ATTACH:.0f} s: ",
+        f"goal: {GOAL_SECONDS:.0f} s, {GOAL_MEMORY / 1e6:.0f} MB, to attach {GOAL_ATTACH:.0f} s more: ",
         end="",
     )
     print("met" if met else "missed")

@@ -1,4 +1,4 @@
-"""What holds for all tests: in CI a skipped test is a failed one, and some folders are for who asks for them."""
+"""For all tests: in CI a skipped one is a failed one, and some folders are for who asks for them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The `lab` service built in every way that changes its code: what is found in it, and that its spans are joined.
+"""The `lab` service in every build profile: what is found in it, and that its spans are joined.
 
 Each profile is a build of everything that the service uses: minutes each, kept in cargo's target folder.
 """

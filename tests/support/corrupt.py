@@ -6,7 +6,6 @@ was written is taken back. The same seed and the same executable give the same d
 
 from __future__ import annotations
 
-import os
 import random
 import struct
 from collections.abc import Callable, Iterator

@@ -20,7 +20,7 @@ MUSL = "x86_64-unknown-linux-musl"
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """A cargo profile: what it changes (``settings``, in TOML) of the one it ``inherits`` from, and rustc's ``flags``."""
+    """A cargo profile: ``settings`` (in TOML) on top of the one it ``inherits``, and rustc's ``flags``."""
 
     name: str
     inherits: str = "release"

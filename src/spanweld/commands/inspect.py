@@ -30,7 +30,7 @@ from spanweld.probes import REGISTRY, otel_sdk
 from spanweld.probes.declaration import Instrumentation, Place, Probe, Release, release_of
 
 JSON_SCHEMA = 1
-"""The number that ``--json`` writes; raised when a field goes or changes its meaning (docs/images.md)."""
+"""What ``--json`` writes; raised when a field goes or changes its meaning (inspect.schema.json)."""
 
 _SDK = "opentelemetry_sdk"
 # Whose versions say how the service works; names as on crates.io.
@@ -197,7 +197,7 @@ def crates_of_interest(facts: ImageFacts) -> dict[str, tuple[str, ...]]:
 
 
 def to_json(report: Report) -> dict[str, Any]:
-    """The document of ``--json``; its schema is in docs/images.md."""
+    """The document of ``--json``; inspect.schema.json describes it."""
     facts = report.facts
     task_id = None
     if facts.task_id is not None:

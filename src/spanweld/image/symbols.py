@@ -13,13 +13,15 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from spanweld.image.demangle import demangle
-from spanweld.image.elf import MAX_SECTION, Image, Section
+from spanweld.image.elf import Image, Section
 from spanweld.model import FileOffset, VirtAddr
 
 _SYMBOL = struct.Struct("<IBBHQQ")
 _STT_FUNC, _STT_TLS = 2, 6
 _SHT_SYMTAB, _SHT_DYNSYM = 2, 11
 _SHN_LORESERVE = 0xFF00
+_MAX_TABLE = 1 << 27
+"""Bytes: more than five million symbols."""
 _MAX_NAME = 1 << 12
 _MAX_CANDIDATES = 1 << 21
 """Bytes of names: thousands of times what a large debug build has for any pattern."""
@@ -93,7 +95,7 @@ def find_function_at(image: Image, address: int) -> Function | None:
         return None
     found: Function | None = None
     for table in _tables(image):
-        size = min(table.size, MAX_SECTION) // _SYMBOL.size * _SYMBOL.size
+        size = min(table.size, _MAX_TABLE) // _SYMBOL.size * _SYMBOL.size
         for _, piece in image.chunks(table.offset, size, record=_SYMBOL.size):
             values = memoryview(piece).cast("Q")[1 :: _SYMBOL.size // 8].tolist()
             index = -1
@@ -199,10 +201,12 @@ def _symbols(image: Image, patterns: Iterable[str], kind: int) -> Iterator[tuple
         if not names:
             continue
         paths: dict[int, str | None] = {}
-        size = min(table.size, MAX_SECTION) // _SYMBOL.size * _SYMBOL.size
+        size = min(table.size, _MAX_TABLE) // _SYMBOL.size * _SYMBOL.size
         for _, piece in image.chunks(table.offset, size, record=_SYMBOL.size):
             # The first of a symbol's six words is its name; no object is made of what no pattern wants.
             words = memoryview(piece).cast("I")[:: _SYMBOL.size // 4].tolist()
+            if names.keys().isdisjoint(words):
+                continue
             for index in [index for index, name in enumerate(words) if name in names]:
                 name, info, _, section, value, length = _SYMBOL.unpack_from(piece, index * _SYMBOL.size)
                 if info & 15 != kind or not 0 < section < _SHN_LORESERVE:

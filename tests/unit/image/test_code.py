@@ -29,6 +29,8 @@ def assembled(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "address": "lea 8(%rdi), %rax; ret",
         "saves": "mov %rdi, %rbx; ret",
         "jumps": "jmp push",
+        "jumps_by_slot": "jmp *slot(%rip)",
+        "jumps_by_register": "jmp *%rax",
         "calls": "call push; ret",
         "two": "test %rdi, %rdi; je 1f; ret; 1: xor %eax, %eax; ret",
         "stores": "mov %rdi, %fs:-8; ret",
@@ -49,7 +51,8 @@ def assembled(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for name, body in bodies.items()
     )
     (folder / "main.s").write_text(
-        f".data\ndata: .quad 1\n.text\n.globl main\nmain: ret\n{text}.section .note.GNU-stack\n"
+        ".data\ndata: .quad 1\n.balign 8\nslot: .quad two\n.text\n.globl main\nmain: ret\n"
+        f"{text}.section .note.GNU-stack\n"
     )
     subprocess.run(["cc", "-o", "main", "main.s"], cwd=folder, check=True)
     return folder / "main"
@@ -97,6 +100,7 @@ def test_first_instruction(assembled: Path, name: str, touches_memory: bool, ear
         ("thunk", 2),
         ("thunk_to_nowhere", 0),
         ("thunk_to_computed", 0),
+        ("jumps_by_register", 0),
         ("loops", 0),
     ],
 )
@@ -106,6 +110,14 @@ def test_returns(assembled: Path, name: str, count: int) -> None:
         returns = find_returns(image, _function(assembled, name))
     assert len(returns) == count
     assert all(content[offset] == 0xC3 for offset in returns)
+
+
+@pytest.mark.parametrize(("name", "other"), [("jumps", "push"), ("jumps_by_slot", "two")])
+def test_returns_of_the_function_that_is_jumped_to(assembled: Path, name: str, other: str) -> None:
+    with Image.open(assembled) as image:
+        returns = find_returns(image, _function(assembled, name))
+        assert returns == find_returns(image, _function(assembled, other))
+    assert returns
 
 
 @pytest.mark.parametrize("level", ["0", "3"])

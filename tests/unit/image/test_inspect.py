@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
+from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from jsonschema import Draft202012Validator
 
-from spanweld.commands.inspect import Verdict, inspect, make_report
+from spanweld.commands.inspect import JSON_SCHEMA, Verdict, inspect, make_report, to_json
 from spanweld.errors import ImageError
 from tests.unit.image.samples import PLAIN, RustBuilder, ServiceBuilder
 
@@ -67,6 +72,41 @@ def test_json(service: ServiceBuilder) -> None:
             assert content[point["file_offset"]] in bytes_at[probe["place"]]
 
 
+@pytest.fixture(scope="module")
+def schema() -> dict[str, Any]:
+    document: dict[str, Any] = json.loads(
+        resources.files("spanweld.commands").joinpath("inspect.schema.json").read_text("utf-8")
+    )
+    Draft202012Validator.check_schema(document)
+    return document
+
+
+@pytest.mark.parametrize("name", ["users", "sockets", "minimal", "plain", "go", "c", "stripped"])
+def test_the_schema_describes_all_there_is(
+    schema: dict[str, Any],
+    name: str,
+    rust: RustBuilder,
+    request: pytest.FixtureRequest,
+) -> None:
+    if name == "plain":
+        path = rust(PLAIN, "-O")
+    elif name in ("go", "c", "stripped"):
+        path = request.getfixturevalue({"go": "go_program", "c": "c_program"}.get(name, name))
+    else:
+        path = request.getfixturevalue("service")(name, "release")
+    document = json.loads(json.dumps(to_json(make_report(path))))
+    Draft202012Validator(schema).validate(document)
+    assert set(document) == set(schema["properties"])
+    layout = document["layout"]
+    assert layout is None or set(layout) == set(schema["$defs"]["layout"]["properties"])
+    for probe in document["probes"]:
+        assert set(probe) == set(schema["$defs"]["probe"]["properties"])
+
+
+def test_the_schema_has_the_number_of_the_document(schema: dict[str, Any]) -> None:
+    assert schema["properties"]["schema"] == {"const": JSON_SCHEMA}
+
+
 def test_text_is_plain_when_not_on_a_terminal(service: ServiceBuilder) -> None:
     result = CliRunner().invoke(inspect, [str(service("users", "release"))])
     assert result.exit_code == 0, result.output
@@ -89,3 +129,14 @@ def test_errors_go_to_the_caller(tmp_path: Path) -> None:
     script.write_text("#!/bin/sh\n")
     with pytest.raises(ImageError, match="script"):
         CliRunner().invoke(inspect, [str(script)], catch_exceptions=False)
+
+
+def test_a_file_that_may_not_be_read(monkeypatch: pytest.MonkeyPatch, go_program: Path) -> None:
+    def refuse(*_arguments: object) -> int:
+        # Root may read every file; what the kernel tells others is put in its place.
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(ImageError, match="Permission denied") as error:
+        make_report(go_program)
+    assert error.value.remedy == "run as a user who may read it"
