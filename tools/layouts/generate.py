@@ -56,7 +56,7 @@ _VENDORED = """\
 replace-with = "vendored"
 
 [source.vendored]
-directory = "vendor"
+directory = "{directory}"
 """
 # A reference is enough to have the whole type described. Option<SystemTime> is the second argument of
 # ensure_ended_and_exported.
@@ -326,14 +326,15 @@ class Compiler:
         version = _tool_version(rustc)
         return cls(rustc, cargo, version, work.resolve() / f"rustc-{version}")
 
-    def layout(self, sdk: str) -> dict[str, Any]:
-        """One SDK version's layout, the same with the fewest and with the default features."""
+    def layout(self, sdk: str, *, check_features: bool) -> dict[str, Any]:
+        """One SDK version's layout; ``check_features``: it must be the same with the default features."""
         self.work.mkdir(parents=True, exist_ok=True)
+        # One folder of vendored crates and one target folder for all versions.
         with (self.work / "lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            minimal, full = (read_layout(self._build(sdk, features)) for features in (False, True))
-        if minimal != full:
-            raise LayoutError("the layout depends on the crate's features")
+            minimal = read_layout(self._build(sdk, False))
+            if check_features and read_layout(self._build(sdk, True)) != minimal:
+                raise LayoutError("the layout depends on the crate's features")
         return minimal
 
     def _build(self, sdk: str, features: bool) -> Path:
@@ -359,12 +360,19 @@ class Compiler:
         # Of the dependencies only the types are needed, so they are checked, which takes a fraction of the
         # time; the probe crate alone is compiled, and linked against nothing.
         command = [self.cargo, "rustc", "--quiet", "--locked", "--lib", "--profile", "check"]
+        if self._needs_vendored():
+            config = self.work / "vendored.toml"
+            config.write_text(_VENDORED.format(directory=self.work / "vendor"))
+            command += ["--config", str(config)]
         subprocess.run(
             [*command, "--", f"--emit=obj={crate / 'probe.o'}"], cwd=crate, env=environment, check=True
         )
         library = crate / "probe.so"
         subprocess.run(["cc", "-shared", "-nostdlib", "-o", str(library), str(crate / "probe.o")], check=True)
         return library
+
+    def _needs_vendored(self) -> bool:
+        return _numbers(_tool_version(self.cargo)) < _SPARSE_REGISTRY
 
     def _resolve(self, crate: Path) -> None:
         """Choose dependencies that the compiler can build, which only a recent cargo can."""
@@ -374,10 +382,8 @@ class Compiler:
             subprocess.run(["cargo", *arguments, "--quiet"], cwd=crate, env=environment, check=True)
 
         run("generate-lockfile")
-        if _numbers(_tool_version(self.cargo)) < _SPARSE_REGISTRY:
+        if self._needs_vendored():
             run("vendor", "--locked", "--versioned-dirs", "--no-delete", "../vendor")
-            (self.work / ".cargo").mkdir(exist_ok=True)
-            (self.work / ".cargo" / "config.toml").write_text(_VENDORED)
 
 
 def _tool_version(command: str) -> str:
@@ -458,7 +464,11 @@ def main() -> int:
             continue
         what = f"opentelemetry_sdk {sdk}, rustc {compiler.version}"
         try:
-            database.add(sdk, compiler.version, TARGET, compiler.layout(sdk))
+            # Which fields there are does not depend on the compiler: one that checks it is enough.
+            is_new = all(sdk != known_sdk for known_sdk, _, _ in known)
+            database.add(
+                sdk, compiler.version, TARGET, compiler.layout(sdk, check_features=is_new or arguments.again)
+            )
         except (LayoutError, subprocess.CalledProcessError) as error:
             print(f"{what}: {error}", file=sys.stderr)
             failed = True
