@@ -15,17 +15,20 @@ from __future__ import annotations
 import re
 import struct
 from bisect import bisect_right
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from spanweld.errors import ImageError
 from spanweld.image.elf import Image, Section
 
-MAX_ENTRIES = 3_000_000
-"""Debugging information entries that are read before giving up: some seconds."""
+MAX_WORK = 4_000_000
+"""Steps before giving up: entries stepped over; what is read of one counts for ten. Some seconds."""
+_READ = 10
 MAX_UNIT = 1 << 26
 """Bytes: a larger unit is not read, and no more than this of all that are read."""
+MAX_SIZE = 1 << 15
+"""Bytes: no field is farther inside a struct, so that its place fits where programs look it up."""
 _MAX_UNITS = 1 << 18
 _MAX_HITS = 1 << 18
 _MAX_NAME = 1 << 12
@@ -167,7 +170,7 @@ class Dwarf:
         self._strings = self._section(".debug_str")
         self._string_offsets = image.section(".debug_str_offsets")
         self._line_strings = image.section(".debug_line_str")
-        self._entries = 0
+        self._work = 0
         self._bytes = 0
         self._units: dict[int, _Unit] = {}
         self._shapes: dict[int, dict[int, _Abbreviation]] = {}
@@ -176,10 +179,10 @@ class Dwarf:
         """Size, version and abbreviations of the units at ``_starts``."""
         self._read_headers()
 
-    def find(self, paths: Collection[str], mentions: Collection[str]) -> Entry:
+    def find(self, paths: Collection[str], mentions: Sequence[str]) -> Entry:
         """The struct or enum with one of the paths (``crate::module::Type``).
 
-        ``mentions`` are names that stand in whatever describes it; the rarer, the quicker.
+        ``mentions`` are names that stand in whatever describes it, the rarest first.
         """
         targets = {tuple(path.encode() for path in _split(path)) for path in paths}
         prefixes = {target[:length] for target in targets for length in range(len(target))}
@@ -209,7 +212,7 @@ class Dwarf:
 
     def next_entry(self, unit: _Unit, position: int) -> Entry | None:
         """The entry at a position, or None for the mark that ends a list of children."""
-        self._spend()
+        self._spend(_READ)
         data = unit.data
         if not unit.first <= position < len(data):
             raise LayoutError("an entry outside its unit")
@@ -231,6 +234,7 @@ class Dwarf:
         if found is None:
             return ""
         form, value = found
+        self._spend(_READ)
         if isinstance(value, bytes):
             return value.decode("utf-8", "replace")
         return self._bytes_of_string(entry.unit, form, value).decode("utf-8", "replace")
@@ -243,10 +247,10 @@ class Dwarf:
             raise LayoutError("the debug information is compressed")
         return section
 
-    def _spend(self) -> None:
-        self._entries += 1
-        if self._entries > MAX_ENTRIES:
-            raise LayoutError(f"given up after {MAX_ENTRIES} entries of debug information")
+    def _spend(self, steps: int) -> None:
+        self._work += steps
+        if self._work > MAX_WORK:
+            raise LayoutError("given up: too much debug information stands before what is looked for")
 
     def _read(self, section: Section, offset: int, size: int) -> bytes:
         """Up to ``size`` bytes of a section."""
@@ -295,17 +299,18 @@ class Dwarf:
             self._units[start] = unit
         return self._units[start]
 
-    def _read_abbreviations(self, offset: int) -> dict[int, _Abbreviation]:
-        data = self._read(self._abbreviations, offset, _MAX_ABBREVIATIONS)
+    def _read_abbreviations(self, offset: int, count: int = _MAX_ABBREVIATIONS) -> dict[int, _Abbreviation]:
+        """The table at an offset in ``.debug_abbrev``, or the first ``count`` of it."""
+        data = self._read(self._abbreviations, offset, _MAX_NAME if count == 1 else _MAX_ABBREVIATIONS)
         result: dict[int, _Abbreviation] = {}
         code, position = _uleb(data, 0)
-        while code:
-            self._spend()
+        while code and len(result) < count:
             tag, position = _uleb(data, position)
             has_children, position = _fixed(data, position, 1)
             attributes: list[tuple[int, int, int]] = []
             size: int | None = 0
             while True:
+                self._spend(_READ)
                 attribute, position = _uleb(data, position)
                 form, position = _uleb(data, position)
                 constant = 0
@@ -320,41 +325,31 @@ class Dwarf:
             code, position = _uleb(data, position)
         return result
 
-    def _mentioning(self, names: Collection[str]) -> Iterator[_Unit]:
-        """The units that have all the names in them, smallest first."""
-        candidates: set[int] | None = None
-        for name in names:
-            found = self._units_with(name.encode())
-            candidates = found if candidates is None else candidates & found
-        for index in sorted(candidates or (), key=lambda index: self._headers[index][0]):
-            yield self._unit(index)
-
-    def _units_with(self, name: bytes) -> set[int]:
-        """Indices of the units in which the offset of ``name`` stands; by chance a few others."""
-        places = self._places_of(name)
-        if not places:
-            return set()
-        pattern = re.compile(b"|".join(re.escape(struct.pack("<I", place)) for place in places), re.DOTALL)
-        found: set[int] = set()
-        for offset in self._search(pattern, self._info):
-            index = bisect_right(self._starts, offset) - 1
-            if index >= 0 and self._headers[index][1]:
-                found.add(index)
+    def _mentioning(self, names: Sequence[str]) -> Iterator[_Unit]:
+        """The units that have all the names in them, and by chance a few others; smallest first."""
+        rare = self._places_of(names[0].encode())
+        others = [self._places_of(name.encode()) for name in names[1:]] if rare else []
+        found = {bisect_right(self._starts, offset) - 1 for offset in self._search(rare, self._info)}
         if self._string_offsets is not None and self._string_offsets.size:
-            hits = sorted(self._search(pattern, self._string_offsets))
-            found |= self._units_with_index(hits) if hits else set()
-        return found
+            found |= self._units_with_index(sorted(self._search(rare, self._string_offsets)))
+        known = [index for index in found if index >= 0 and self._headers[index][1]]
+        for index in sorted(known, key=lambda index: self._headers[index][0]):
+            unit = self._unit(index)
+            # DWARF 5 has an index of a few bits in the place of the offset.
+            if unit.version == 5 or all(any(place in unit.data for place in places) for places in others):
+                yield unit
 
-    def _units_with_index(self, hits: list[int]) -> set[int]:
-        """The units of DWARF 5 whose string offsets hold one of the places in ``.debug_str_offsets``."""
-        assert self._string_offsets is not None
+    def _units_with_index(self, hits: Sequence[int]) -> set[int]:
+        """The units of DWARF 5 among whose string offsets one of the places in ``.debug_str_offsets`` is."""
+        if not hits:
+            return set()
         bases: list[tuple[int, int]] = []
         for index, (size, version, abbreviations) in enumerate(self._headers):
             if version == 5:
-                if abbreviations not in self._shapes:
-                    self._shapes[abbreviations] = self._read_abbreviations(abbreviations)
+                # The unit's own entry is the first, and so is its shape.
+                shapes = self._read_abbreviations(abbreviations, 1)
                 head = self._read(self._info, self._starts[index], min(size, _MAX_NAME))
-                unit = _Unit(self._starts[index], head, version, self._shapes[abbreviations])
+                unit = _Unit(self._starts[index], head, version, shapes)
                 bases.append((self.root(unit).number(_AT_STR_OFFSETS_BASE) or 8, index))
         bases.sort()
         starts = [base for base, _ in bases]
@@ -365,24 +360,28 @@ class Dwarf:
                 found.add(bases[place][1])
         return found
 
-    def _places_of(self, name: bytes) -> list[int]:
-        """Offsets of a text in ``.debug_str``; also as the end of another one, where linkers merge them."""
-        pattern = re.compile(re.escape(name + b"\0"))
-        places = []
-        for offset in self._search(pattern, self._strings, len(name) + 1):
-            places.append(offset)
-            if len(places) > _MAX_STRING_PLACES:
-                raise LayoutError(f"{name.decode()} stands too often in the debug information")
-        return sorted(set(places))
+    def _places_of(self, name: bytes) -> list[bytes]:
+        """Offsets of a text in ``.debug_str`` as they stand in entries.
 
-    def _search(self, pattern: re.Pattern[bytes], section: Section, overlap: int = 4) -> Iterator[int]:
-        """Offsets in a section at which the pattern matches."""
+        Linkers may let it be the end of a longer one.
+        """
+        places = {struct.pack("<I", offset) for offset in self._search([name + b"\0"], self._strings)}
+        if len(places) > _MAX_STRING_PLACES:
+            raise LayoutError(f"{name.decode()} stands too often in the debug information")
+        return sorted(places)
+
+    def _search(self, texts: Collection[bytes], section: Section) -> Iterator[int]:
+        """Offsets in a section at which one of some texts stands; one may come twice."""
+        hits = 0
         try:
-            found = self._image.search(pattern, section.offset, section.size, overlap)
-            for hits, (offset, _, _) in enumerate(found):
-                if hits > _MAX_HITS:
-                    raise LayoutError("the debug information is too uniform to be true")
-                yield offset - section.offset
+            # One by one: the search for a mere literal is many times faster than that for alternatives.
+            for text in texts:
+                pattern = re.compile(re.escape(text))
+                for offset, _, _ in self._image.search(pattern, section.offset, section.size, len(text)):
+                    hits += 1
+                    if hits > _MAX_HITS:
+                        raise LayoutError("the debug information is too uniform to be true")
+                    yield offset - section.offset
         except ImageError as error:
             raise LayoutError(error.message) from None
 
@@ -395,9 +394,7 @@ class Dwarf:
         # For each entry that is open: the path that its children are in, None if it leads nowhere.
         open_paths: list[tuple[bytes, ...] | None] = [()]
         while position < end and open_paths:
-            self._entries += 1
-            if self._entries > MAX_ENTRIES:
-                self._spend()
+            self._spend(1)
             start = position
             code = data[position]
             position += 1
@@ -478,7 +475,7 @@ def _sleb(data: bytes, position: int) -> tuple[int, int]:
 
 
 def _value(data: bytes, position: int, form: int, constant: int) -> tuple[int, int | bytes, int]:
-    """(form, value, position behind it) of an attribute; a block is its bytes."""
+    """(form, value, position behind it) of an attribute; a block's content is left out."""
     if form == _FORM_INDIRECT:
         form, position = _uleb(data, position)
     if form == _FORM_IMPLICIT_CONST:
@@ -493,7 +490,7 @@ def _value(data: bytes, position: int, form: int, constant: int) -> tuple[int, i
     if size is not None:
         return form, *_fixed(data, position, size)
     if form == _FORM_STRING:
-        end = data.find(b"\0", position)
+        end = data.find(b"\0", position, position + _MAX_NAME)
         if end < 0:
             raise LayoutError("the debug information ends inside a text")
         return form, data[position:end], end + 1
@@ -502,7 +499,7 @@ def _value(data: bytes, position: int, form: int, constant: int) -> tuple[int, i
         length, position = _fixed(data, position, width) if width else _uleb(data, position)
         if position + length > len(data):
             raise LayoutError("the debug information ends inside a block")
-        return form, data[position : position + length], position + length
+        return form, b"", position + length
     raise LayoutError(f"form {form:#x} is not known")
 
 
@@ -542,15 +539,16 @@ class Place:
             place = Place(place.offset + inner[0].offset - self.offset, inner[0].type)
         return place
 
-    def enumerators(self) -> dict[str, int]:
-        """The values of an enum without data, by variant in capitals."""
-        if self.type.size != 1:
-            raise LayoutError(f"{self.type.name} is not one byte")
-        return {
-            child.name.upper(): child.number(_AT_CONST_VALUE) or 0
+    def enumerators(self, names: Collection[str]) -> dict[str, int]:
+        """The values of an enum of one byte and without data, by variant; it must have these ones."""
+        values = {
+            child.name: child.number(_AT_CONST_VALUE) or 0
             for child in self.type.children()
             if child.tag == _TAG_ENUMERATOR
         }
+        if self.type.size != 1 or set(values) != set(names):
+            raise LayoutError(f"{self.type.name} has {', '.join(values)} in {self.type.size} bytes")
+        return {name: value & 0xFF for name, value in values.items()}
 
     def enum(self) -> Enumeration:
         """The variants of an enum with data."""
@@ -577,7 +575,7 @@ class Place:
 
     def _at(self, member: Entry) -> Place:
         offset = member.number(_AT_MEMBER_LOCATION)
-        if offset is None:
+        if offset is None or not 0 <= self.offset + offset < MAX_SIZE:
             raise LayoutError(f"field {member.name} of {self.type.name} has no place")
         return Place(self.offset + offset, member.type)
 

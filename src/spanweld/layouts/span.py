@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from spanweld.image.elf import Image
-from spanweld.layouts.dwarf import Dwarf, LayoutError, Place
+from spanweld.layouts.dwarf import MAX_SIZE, Dwarf, LayoutError, Place
+from spanweld.model import SpanKind
 
 _SPAN = ("opentelemetry_sdk::trace::span::Span", "opentelemetry::sdk::trace::span::Span")
 _END = "core::option::Option<std::time::SystemTime>"
@@ -34,7 +35,7 @@ class DescribedSpan:
 def describe(image: Image) -> DescribedSpan:
     """Read the layout out of the image's debug information; a LayoutError says why it can not be."""
     dwarf = Dwarf(image)
-    span = dwarf.find(_SPAN, ("Span", "span_context", "span_limits", "SpanData"))
+    span = dwarf.find(_SPAN, ("span_limits", "span_context", "SpanData"))
     end = dwarf.find((_END,), ("Option<std::time::SystemTime>",))
     sdk = _SDK.search(span.unit_name)
     values = _describe(Place(0, span), Place(0, end))
@@ -42,12 +43,14 @@ def describe(image: Image) -> DescribedSpan:
 
 
 def _describe(span: Place, end: Place) -> dict[str, Any]:
+    if not 0 < span.type.size <= MAX_SIZE:
+        raise LayoutError(f"a Span of {span.type.size} bytes")
     context = span.field("span_context")
     option = span.field("data").enum()
     data = option.payload("Some").field("__0")
     start_seconds, start_nanos = _time(data.field("start_time"))
     end_seconds, end_nanos = _time(data.field("end_time"))
-    kind = data.field("span_kind")
+    kinds = data.field("span_kind").enumerators([kind.name.capitalize() for kind in SpanKind])
     remote = None
     if "parent_span_is_remote" in data.field_names():
         remote = data.field("parent_span_is_remote").offset
@@ -65,8 +68,8 @@ def _describe(span: Place, end: Place) -> dict[str, Any]:
         "span_parent_id": data.field("parent_span_id").first().offset,
         "span_parent_is_remote": remote,
         **_text("span_name", data.field("name")),
-        "span_kind": kind.offset,
-        "span_kinds": kind.enumerators(),
+        "span_kind": data.field("span_kind").offset,
+        "span_kinds": {name.upper(): value for name, value in kinds.items()},
         "span_start_seconds": start_seconds,
         "span_start_nanos": start_nanos,
         "span_end_seconds": end_seconds,
@@ -80,12 +83,12 @@ def _status(data: Place) -> dict[str, Any]:
     """How the status is told, and where an error's description is."""
     if "status_code" in data.field_names():
         code = data.field("status_code")
-        values = code.enumerators()
+        values = code.enumerators(("Unset", "Ok", "Error"))
         return {
             "span_status": code.offset,
             "span_status_size": code.type.size,
-            "status_unset": values["UNSET"],
-            "status_ok": values["OK"],
+            "status_unset": values["Unset"],
+            "status_ok": values["Ok"],
             **_text("status_description", data.field("status_message")),
         }
     status = data.field("status").enum()
