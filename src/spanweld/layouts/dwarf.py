@@ -179,7 +179,7 @@ class Dwarf:
         """Size, version and abbreviations of the units at ``_starts``."""
         self._read_headers()
 
-    def find(self, paths: Collection[str], mentions: Sequence[str]) -> Entry:
+    def find(self, paths: Sequence[str], mentions: Sequence[str]) -> Entry:
         """The struct or enum with one of the paths (``crate::module::Type``).
 
         ``mentions`` are names that stand in whatever describes it, the rarest first.
@@ -190,7 +190,7 @@ class Dwarf:
             found = self._walk(unit, targets, prefixes)
             if found is not None:
                 return found
-        raise LayoutError(f"the debug information does not describe {min(paths)}")
+        raise LayoutError(f"the debug information does not describe {paths[0]}")
 
     def root(self, unit: _Unit) -> Entry:
         """The entry of the unit itself."""
