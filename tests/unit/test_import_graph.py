@@ -20,7 +20,7 @@ ALLOWED: dict[str, set[str]] = {
     "resource": {"settings"},
     "image": set(),
     "process": set(),
-    "layouts": set(),
+    "layouts": {"image"},
     "bpf": {"process"},
     "probes": {"bpf"},
     "writers": {"bpf", "settings"},

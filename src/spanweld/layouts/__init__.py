@@ -1,9 +1,10 @@
-"""Where the SDK's structs keep their fields, by crate version, compiler and target.
+"""Where the SDK's structs keep their fields: from an image's own debug information, else by version.
 
-``database.json`` is generated (``tools/layouts/generate.py``) from the compiler's debug
-information. ``repr(Rust)`` lets each compiler order fields as it likes, so an entry is certain only
-for the compilers that it was generated with; for others it is what is expected, and nothing may be
-written to a process before an id that the SDK has just made was read back where the layout says.
+``database.json`` is generated (``tools/layouts/generate.py``) from the compiler's debug information
+for crate version, compiler and target. ``repr(Rust)`` lets each compiler order fields as it likes, so
+an entry is certain only for the compilers that it was generated with; for others it is what is
+expected, and nothing may be written to a process before an id that the SDK has just made was read back
+where the layout says.
 """
 
 from __future__ import annotations
@@ -16,9 +17,14 @@ from enum import IntEnum
 from importlib import resources
 from typing import Any
 
+from spanweld.image.elf import Image
+from spanweld.image.facts import ImageFacts
+from spanweld.layouts.dwarf import LayoutError
+from spanweld.layouts.span import describe
 from spanweld.model import SpanKind
 
 SCHEMA = 2
+_FIRST_SDK = (0, 18, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +50,13 @@ class SdkLayout:
       else the SDK takes the present time.
     - ``span_parent_is_remote`` is None for versions that do not keep it.
 
-    ``sdk`` and ``rustc`` are what the entry was generated with, ``source`` where it comes from and
-    ``confidence`` how certain it is for the asked versions: one of the words ``certain``, ``high``,
-    ``medium`` and ``low``, then why.
+    ``sdk`` and ``rustc`` are what the entry was generated with, or of the image itself (None: not known).
+    ``source`` is where it comes from: ``debug information`` or ``database``. ``confidence`` is how certain
+    it is for the asked versions: one of the words ``certain``, ``high``, ``medium`` and ``low``, then why.
     """
 
-    sdk: str
-    rustc: str
+    sdk: str | None
+    rustc: str | None
     target: str
     span_size: int
     span_context: int
@@ -95,6 +101,34 @@ class SdkLayout:
     confidence: str
 
 
+def sdk_versions(facts: ImageFacts) -> tuple[str, ...]:
+    """The versions of the SDK in an image; until 0.17 it was a part of the crate ``opentelemetry``."""
+    api = facts.crates.get("opentelemetry", ())
+    together = tuple(version for version in api if _key(version) < _FIRST_SDK)
+    return facts.crates.get("opentelemetry_sdk", ()) + together
+
+
+def layout_of(image: Image, facts: ImageFacts) -> SdkLayout | str:
+    """The layout for an image, or a sentence that says why there is none.
+
+    The image's own debug information decides where it describes the type, else ``lookup``.
+    """
+    versions = sdk_versions(facts)
+    if len(versions) > 1:
+        return f"the image has several versions of opentelemetry_sdk in it: {', '.join(versions)}"
+    try:
+        described = describe(image)
+    except LayoutError as error:
+        if not versions:
+            return f"the version of opentelemetry_sdk is not known, and {error}"
+        return lookup(versions[0], facts.rustc, facts.target)
+    sdk = versions[0] if versions else described.sdk
+    key = Key(sdk, described.rustc or facts.rustc, facts.target)
+    return make_layout(
+        described.values, key, "debug information", "certain: what the compiler says of this very build"
+    )
+
+
 def lookup(sdk_version: str, rustc_version: str | None, target: str) -> SdkLayout | str:
     """The layout for an SDK and a compiler, or a sentence that says why there is none.
 
@@ -130,8 +164,8 @@ def lookup(sdk_version: str, rustc_version: str | None, target: str) -> SdkLayou
 class Key:
     """What a layout belongs to: the version of the SDK and of rustc, and the processor."""
 
-    sdk: str
-    rustc: str
+    sdk: str | None
+    rustc: str | None
     target: str
 
 
