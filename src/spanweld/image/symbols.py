@@ -11,6 +11,7 @@ import re
 import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from enum import Enum
 
 from spanweld.image.demangle import demangle
 from spanweld.image.elf import MAX_SECTION, Image, Section
@@ -31,6 +32,13 @@ _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 _IN_BRACES = re.compile(r"\{[^}]*\}")
 
 
+class FoundBy(Enum):
+    """How it is known that a function is the one that is meant."""
+
+    SYMBOL = "symbol"
+    CODE = "code"
+
+
 @dataclass(frozen=True, slots=True)
 class Function:
     """A function of an image; ``name`` is its canonical path, ``size`` in bytes."""
@@ -39,6 +47,7 @@ class Function:
     address: VirtAddr
     size: int
     file_offset: FileOffset
+    found_by: FoundBy = FoundBy.SYMBOL
 
 
 @dataclass(frozen=True, slots=True)
