@@ -15,6 +15,7 @@ from enum import Enum
 
 from spanweld.image.demangle import demangle
 from spanweld.image.elf import MAX_SECTION, Image, Section
+from spanweld.image.unwind import FunctionTable
 from spanweld.model import FileOffset, VirtAddr
 
 _SYMBOL = struct.Struct("<IBBHQQ")
@@ -100,6 +101,9 @@ def find_function_at(image: Image, address: int) -> Function | None:
     offset = image.file_offset(address)
     if offset is None or not image.is_executable(address):
         return None
+    if not has_symbols(image):
+        size = FunctionTable(image).size(address)
+        return Function("", VirtAddr(address), size, offset, FoundBy.CODE) if size else None
     found: Function | None = None
     for table in _tables(image):
         size = min(table.size, MAX_SECTION) // _SYMBOL.size * _SYMBOL.size
