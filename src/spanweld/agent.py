@@ -22,7 +22,7 @@ from spanweld.bpf.pins import PinFolder, remove_stale
 from spanweld.bpf.ring import RingReader
 from spanweld.errors import HostError, SpanweldError, TargetError, UsageError
 from spanweld.exporters import Exporter, make_exporters
-from spanweld.image import Image, ImageFacts, examine, find_many, find_returns, first_instruction
+from spanweld.image import Image, ImageFacts, examine, find_returns, first_instruction, locate
 from spanweld.image.symbols import contains_name
 from spanweld.join import RootLinks
 from spanweld.layouts import SdkLayout
@@ -133,8 +133,6 @@ def plan_for(image: Image, facts: ImageFacts) -> Plan:
     facts.require_rust()
     layout, why = _find_layout(facts)
     points: tuple[AttachPoint, ...] = ()
-    if not why and not facts.has_symbols:
-        why = 'it is stripped of its symbols (build it with strip = "none" to have them adopted)'
     if not why:
         why = _why_tasks_are_unknown(image, facts)
     if not why:
@@ -167,20 +165,23 @@ def _why_tasks_are_unknown(image: Image, facts: ImageFacts) -> str:
     for runtime in _OTHER_RUNTIMES:
         if facts.crates.get(runtime):
             return f"the tasks of {runtime} are not followed"
-    if facts.task_id is None and contains_name(image, b"tokio7runtime4task"):
+    has_tasks = bool(facts.crates.get("tokio"))
+    if facts.has_symbols:
+        has_tasks = contains_name(image, b"tokio7runtime4task")
+    if facts.task_id is None and has_tasks:
         return f"tokio's task id was not found: {facts.task_id_reason}"
     return ""
 
 
 def _find_points(image: Image, release: Release) -> tuple[tuple[AttachPoint, ...], str]:
     probes = [probe for probe in otel_sdk.INSTRUMENTATION.probes if probe.symbol and probe.fits(release)]
-    functions = find_many(image, {probe.symbol for probe in probes if probe.symbol})
+    functions = locate(image, {probe.symbol for probe in probes if probe.symbol})
     points: list[AttachPoint] = []
     for probe in probes:
         assert probe.symbol is not None
         found = functions[probe.symbol]
-        if not found:
-            return (), f"it has no function {probe.symbol}"
+        if isinstance(found, str):
+            return (), found
         for function in found:
             if probe.place is Place.RETURNS:
                 places = find_returns(image, function)

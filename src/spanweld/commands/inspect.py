@@ -16,13 +16,14 @@ from rich.text import Text
 from spanweld import layouts
 from spanweld.agent import plan_for
 from spanweld.image import (
+    FoundBy,
     Image,
     ImageFacts,
     Language,
     examine,
-    find_many,
     find_returns,
     first_instruction,
+    locate,
 )
 from spanweld.layouts import SdkLayout
 from spanweld.model import FileOffset
@@ -62,6 +63,7 @@ class AttachPoint:
     function: str
     file_offset: FileOffset
     instruction: str | None
+    found_by: FoundBy
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +120,11 @@ def make_report(path: Path) -> Report:
         verdict, reason = _decide(image, facts)
     versions = otel_sdk.sdk_versions(facts.crates)
     found_by = []
-    if any(plan.points for plan in plans):
+    ways = {point.found_by for plan in plans for point in plan.points}
+    if FoundBy.SYMBOL in ways:
         found_by.append("symbols")
+    if FoundBy.CODE in ways:
+        found_by.append("code")
     if versions:
         found_by.append("crate versions")
     layout = _layout(facts, versions, is_present=bool(found_by))
@@ -131,37 +136,38 @@ def _plan(image: Image, facts: ImageFacts, instrumentation: Instrumentation) -> 
     # What is not known is taken for the newest.
     release = (release_of(versions[0]) if len(versions) == 1 else None) or Release(sys.maxsize, 0)
     probes = [probe for probe in instrumentation.probes if probe.fits(release)]
-    functions = find_many(image, {probe.symbol for probe in probes if probe.symbol is not None})
+    functions = locate(image, {probe.symbol for probe in probes if probe.symbol is not None})
     plans = []
     for probe in probes:
         points: list[AttachPoint] = []
         reason = None
         if probe.symbol is not None:
-            for function in functions[probe.symbol]:
+            found = functions[probe.symbol]
+            for function in found if not isinstance(found, str) else ():
                 if probe.place is Place.ENTRY:
                     first = first_instruction(image, function)
                     text = first.text if first is not None else None
-                    points.append(AttachPoint(function.name, function.file_offset, text))
+                    points.append(AttachPoint(function.name, function.file_offset, text, function.found_by))
                 else:
                     points += [
-                        AttachPoint(function.name, offset, "ret") for offset in find_returns(image, function)
+                        AttachPoint(function.name, offset, "ret", function.found_by)
+                        for offset in find_returns(image, function)
                     ]
-            if functions[probe.symbol] and not points:
-                reason = "the function does not return by a ret"
+            if isinstance(found, str):
+                reason = _why_missing(facts) or found
             elif not points:
-                reason = _why_missing(facts)
+                reason = "the function does not return by a ret"
         plans.append(ProbePlan(instrumentation.name, probe, tuple(points), reason))
     return plans
 
 
-def _why_missing(facts: ImageFacts) -> str:
+def _why_missing(facts: ImageFacts) -> str | None:
+    """The reason that says more than that a function was not found."""
     if facts.language is not Language.RUST:
         return "not a Rust program"
-    if not facts.has_symbols:
-        return "the image has no symbol table"
     if not otel_sdk.sdk_versions(facts.crates):
         return f"{_SDK} is not in the image"
-    return "no function of that name"
+    return None
 
 
 def _layout(facts: ImageFacts, versions: tuple[str, ...], *, is_present: bool) -> SdkLayout | str:
@@ -242,6 +248,7 @@ def to_json(report: Report) -> dict[str, Any]:
                         "function": point.function,
                         "file_offset": point.file_offset,
                         "instruction": point.instruction,
+                        "found_by": point.found_by.value,
                     }
                     for point in plan.points
                 ],
@@ -321,4 +328,5 @@ def _print_plan(plan: ProbePlan, console: Console) -> None:
         console.print(Text.assemble(name, (f"no: {plan.reason}", "yellow")))
     for point in plan.points:
         place = f"{plan.probe.place.value} at {point.file_offset:#x}"
+        place += ", by its code" if point.found_by is FoundBy.CODE else ""
         console.print(Text.assemble(name, (place, "green"), f"  {point.function}"))

@@ -4,23 +4,29 @@ from spanweld.image.code import FirstInstruction, find_returns, first_instructio
 from spanweld.image.elf import Image, Section, Segment
 from spanweld.image.facts import ImageFacts, analyse, examine
 from spanweld.image.language import Language
-from spanweld.image.symbols import Function, find_functions, find_many
+from spanweld.image.locate import locate
+from spanweld.image.stripped import SpanArguments, find_span_arguments
+from spanweld.image.symbols import FoundBy, Function, find_functions, find_many
 from spanweld.image.tls import TaskIdOffset, find_task_id_offset
 
 __all__ = [
     "FirstInstruction",
+    "FoundBy",
     "Function",
     "Image",
     "ImageFacts",
     "Language",
     "Section",
     "Segment",
+    "SpanArguments",
     "TaskIdOffset",
     "analyse",
     "examine",
     "find_functions",
     "find_many",
     "find_returns",
+    "find_span_arguments",
     "find_task_id_offset",
     "first_instruction",
+    "locate",
 ]

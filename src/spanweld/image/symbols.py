@@ -11,9 +11,11 @@ import re
 import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from enum import Enum
 
 from spanweld.image.demangle import demangle
 from spanweld.image.elf import Image, Section
+from spanweld.image.unwind import FunctionTable
 from spanweld.model import FileOffset, VirtAddr
 
 _SYMBOL = struct.Struct("<IBBHQQ")
@@ -33,6 +35,13 @@ _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 _IN_BRACES = re.compile(r"\{[^}]*\}")
 
 
+class FoundBy(Enum):
+    """How it is known that a function is the one that is meant."""
+
+    SYMBOL = "symbol"
+    CODE = "code"
+
+
 @dataclass(frozen=True, slots=True)
 class Function:
     """A function of an image; ``name`` is its canonical path, ``size`` in bytes."""
@@ -41,6 +50,7 @@ class Function:
     address: VirtAddr
     size: int
     file_offset: FileOffset
+    found_by: FoundBy = FoundBy.SYMBOL
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +103,9 @@ def find_function_at(image: Image, address: int) -> Function | None:
     offset = image.file_offset(address)
     if offset is None or not image.is_executable(address):
         return None
+    if not has_symbols(image):
+        size = FunctionTable(image).size(address)
+        return Function("", VirtAddr(address), size, offset, FoundBy.CODE) if size else None
     found: Function | None = None
     for table in _tables(image):
         size = min(table.size, _MAX_TABLE) // _SYMBOL.size * _SYMBOL.size

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from spanweld.image.elf import Image
 from spanweld.image.emulator import ARENA, EmulationError, Machine
+from spanweld.image.stripped import find_task_functions
 from spanweld.image.symbols import Function, find_many, find_thread_locals, has_symbols
 
 _ENTER = "tokio::runtime::task::core::TaskIdGuard::enter"
@@ -61,21 +62,21 @@ def find_task_id_offset(image: Image) -> TaskIdOffset | str:
     block_size = -block.offset_from_fs(0)
     if not 0 < block_size <= _MAX_BLOCK:
         return f"its thread-local block of {block_size} bytes is larger than any seen"
+    if not has_symbols(image):
+        return _from_vtables(image, block_size)
     functions = find_many(image, [_ENTER, _DROP, _SET, _POLL, _SHUTDOWN, _DROP_HANDLE])
     if not any(functions.values()):
-        if not has_symbols(image):
-            return "the image has no symbol table"
         return "no function of tokio's tasks is in the image"
     found: dict[int, list[str]] = {}
     for pattern in (_ENTER, _DROP, _SET):
         for function in functions[pattern][:2]:
             for offset in _by_argument(image, block_size, function, in_memory=pattern == _DROP):
-                found.setdefault(offset, []).append(_short(function))
+                found.setdefault(offset, []).append(_short(function.name))
     if sum(len(names) for names in found.values()) < 2:
         for pattern, state in _TASK_STATES.items():
             for function in functions[pattern][:_MAX_TASK_FUNCTIONS]:
-                for offset in _by_task(image, block_size, function, state):
-                    found.setdefault(offset, []).append(_short(function))
+                for offset in _by_task(image, block_size, function, state, _ID_IN_TASK):
+                    found.setdefault(offset, []).append(_short(function.name))
                 if len(found) == 1 and sum(map(len, found.values())) >= _ENOUGH:
                     break
     variables = find_thread_locals(image, _CONTEXT)
@@ -87,16 +88,39 @@ def find_task_id_offset(image: Image) -> TaskIdOffset | str:
             for offset, names in found.items()
             if any(start <= offset and offset + 8 <= start + size for start, size in spans)
         }
+    return _conclude(found, "; inside the thread-local CONTEXT" if variables else "")
+
+
+def _from_vtables(image: Image, block_size: int) -> TaskIdOffset | str:
+    """The same without symbols: what tokio's vtables refer to, with the id where they say that it is."""
+    tasks = find_task_functions(image, _MAX_TASK_FUNCTIONS)
+    if not tasks:
+        return "the image has no symbol table, and nothing in it looks like a vtable of tokio's tasks"
+    found: dict[int, list[str]] = {}
+    for task in tasks:
+        for function, name in (
+            (task.poll, _POLL),
+            (task.shutdown, _SHUTDOWN),
+            (task.drop_join_handle_slow, _DROP_HANDLE),
+        ):
+            places = range(task.id_offset, task.id_offset + 1)
+            for offset in _by_task(image, block_size, function, _TASK_STATES[name], places):
+                found.setdefault(offset, []).append(_short(name))
+    result = _conclude(found, "; without symbols")
+    if isinstance(result, TaskIdOffset) and not result.confirmed:
+        return "the image has no symbol table, and only one of tokio's functions shows where the task id is"
+    return result
+
+
+def _conclude(found: dict[int, list[str]], remark: str) -> TaskIdOffset | str:
+    """``found`` is distance from fs:0 → the functions that write there."""
     if not found:
         return "tokio's functions are there, but none shows where it writes the task id"
     if len(found) > 1:
         places = "; ".join(f"{', '.join(names)}: {offset:#x}" for offset, names in found.items())
         return f"tokio's functions disagree on where the task id is: {places}"
     [(offset, names)] = found.items()
-    unique = list(dict.fromkeys(names))
-    evidence = "machine code of " + ", ".join(unique)
-    if variables:
-        evidence += "; inside the thread-local CONTEXT"
+    evidence = "machine code of " + ", ".join(dict.fromkeys(names)) + remark
     return TaskIdOffset(offset, evidence, confirmed=len(names) > 1)
 
 
@@ -115,10 +139,10 @@ def _by_argument(image: Image, block_size: int, function: Function, *, in_memory
     return []
 
 
-def _by_task(image: Image, block_size: int, function: Function, state: int) -> list[int]:
+def _by_task(image: Image, block_size: int, function: Function, state: int, places: range) -> list[int]:
     """Call with a task whose words are 0 but for its state and, one place after the other, its id."""
     result: list[int] = []
-    for place in _ID_IN_TASK:
+    for place in places:
         machine = Machine(image, block_size, 1, _MARKER)
         machine.write(ARENA, state, 8)
         machine.write(ARENA + place, _MARKER, 8)
@@ -130,7 +154,7 @@ def _by_task(image: Image, block_size: int, function: Function, state: int) -> l
     return result
 
 
-def _short(function: Function) -> str:
+def _short(path: str) -> str:
     """The type (or module) and the name, without the trait."""
-    subject, _, name = function.name.rpartition("::")
+    subject, _, name = path.rpartition("::")
     return f"{subject.removeprefix('<').partition(' as ')[0].rpartition('::')[2]}::{name}"

@@ -31,9 +31,7 @@ def test_verdicts(
     stripped = tmp_path / "stripped"
     subprocess.run(["strip", "-o", str(stripped), str(lab)], check=True)
     assert _verdict(lab) == (Verdict.JOINED, "by tokio task")
-    verdict, reason = _verdict(stripped)
-    assert verdict is Verdict.AUTOMATIC_ONLY
-    assert reason
+    assert _verdict(stripped) == (Verdict.JOINED, "by tokio task")
     assert _verdict(rust(PLAIN, "-O"))[0] is Verdict.AUTOMATIC_ONLY
     assert _verdict(go_program) == (Verdict.NOTHING, "a Go program")
     assert _verdict(c_program)[0] is Verdict.NOTHING
@@ -105,6 +103,20 @@ def test_the_schema_describes_all_there_is(
 
 def test_the_schema_has_the_number_of_the_document(schema: dict[str, Any]) -> None:
     assert schema["properties"]["schema"] == {"const": JSON_SCHEMA}
+
+
+def test_without_symbols_it_says_what_was_found_by_code(service: ServiceBuilder, tmp_path: Path) -> None:
+    stripped = tmp_path / "stripped"
+    subprocess.run(["strip", "-o", str(stripped), str(service("users", "release"))], check=True)
+    document = json.loads(CliRunner().invoke(inspect, [str(stripped), "--json"]).output)
+    assert document["symbols"] is False
+    assert document["sdk"] == {"versions": ["0.31.0"], "found_by": ["code", "crate versions"]}
+    points = [point for probe in document["probes"] for point in probe["attach_points"]]
+    assert points
+    assert {point["found_by"] for point in points} == {"code"}
+    text = CliRunner().invoke(inspect, [str(stripped)]).output
+    assert "by its code" in text
+    assert "found by code and crate versions" in text
 
 
 def test_text_is_plain_when_not_on_a_terminal(service: ServiceBuilder) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +12,7 @@ import pytest
 from spanweld.errors import ImageError
 from spanweld.image.elf import Image
 from spanweld.image.facts import analyse
-from spanweld.layouts import Key, SdkLayout, dwarf, layout_of, lookup, make_layout
+from spanweld.layouts import Key, SdkLayout, dwarf, layout_of, make_layout
 from spanweld.layouts.dwarf import LayoutError
 from spanweld.layouts.span import describe
 from spanweld.model import SpanKind
@@ -22,7 +21,14 @@ SOURCE = Path(__file__).with_name("spans.rs")
 LOCK = Path(__file__).parents[3] / "services" / "Cargo.lock"
 BUILDS = {
     "debug": ["-C", "debuginfo=2"],
-    "dwarf 5, v0 mangling": ["-C", "debuginfo=2", "-C", "dwarf-version=5", "-C", "symbol-mangling-version=v0"],
+    "dwarf 5, v0 mangling": [
+        "-C",
+        "debuginfo=2",
+        "-C",
+        "dwarf-version=5",
+        "-C",
+        "symbol-mangling-version=v0",
+    ],
     "dwarf 5, many units": ["-C", "debuginfo=2", "-C", "dwarf-version=5", "-C", "codegen-units=16"],
     "fat lto": [
         *("-C", "debuginfo=2", "-C", "opt-level=3", "-C", "lto=fat", "-C", "codegen-units=1"),

@@ -1,0 +1,484 @@
+"""What a function does with its arguments: which fields it reads, writes and copies, whom it calls.
+
+A walk over the function's blocks, each once and after those that lead to it, with the origin of each
+value where that is known: an argument plus a distance, the stack, what was loaded from a field. Where
+ways through the code meet, only what all of them agree on is kept; what a loop brings back to its
+begin is not asked, nor what comes right after a call, which may never return, if there is another way.
+So the result is evidence of what the function is, and no proof of what it does. Code that only an
+unwinding panic reaches is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import iced_x86 as x86
+
+from spanweld.image.code import decode
+from spanweld.image.elf import Image
+from spanweld.image.symbols import Function
+
+if TYPE_CHECKING:
+    # At run time these are plain numbers; only the stubs have them as types.
+    from iced_x86._iced_x86_py import OpKind, Register
+
+_R = x86.Register
+_M = x86.Mnemonic
+_FULL = x86.RegisterExt.full_register
+_ARGUMENTS = (_R.RDI, _R.RSI, _R.RDX, _R.RCX, _R.R8, _R.R9)
+_CLOBBERED = (_R.RAX, *_ARGUMENTS, _R.R10, _R.R11)
+_MASK = (1 << 64) - 1
+_WORD, _WIDEST = 8, 64
+_MAX_COPY = 1 << 12
+# More than any function of the SDK has; a hostile file shall not take long.
+_MAX_KNOWN = 1 << 10
+_MAX_DEPTH = 6
+
+STACK = -1
+"""The base of addresses on the function's own stack."""
+_ALIGNED_STACK = -2
+
+Base = int
+"""An argument (0 for rdi, 1 for rsi, …) or ``STACK``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pointer:
+    """``base`` plus ``offset`` bytes. For an argument, also the argument itself."""
+
+    base: Base
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """``size`` bytes read at ``offset`` from ``base``, which in turn may have been loaded."""
+
+    base: Pointer | Loaded
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Called:
+    """What the call at the address ``call`` returned in rax (part 0) or rdx (part 1)."""
+
+    call: int
+    part: int
+
+
+@dataclass(frozen=True, slots=True)
+class Number:
+    """A constant, without sign."""
+
+    value: int
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a wide load from the stack holds: (distance, value, bytes) of what is known in it."""
+
+    items: tuple[tuple[int, Value, int], ...]
+
+
+Value = Pointer | Loaded | Called | Number | Parts
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """A field that is read or written. ``base`` is an argument (with offset 0) or what was loaded.
+
+    ``value`` is what is written, where that is known.
+    """
+
+    base: Pointer | Loaded
+    offset: int
+    size: int
+    value: Value | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call. ``target`` is a function's address, or ``slot`` the place that the target is loaded from.
+
+    ``arguments`` are the six registers of arguments as they are then.
+    """
+
+    address: int
+    target: int | None
+    slot: Loaded | None
+    arguments: tuple[Value | None, ...]
+
+
+@dataclass(slots=True)
+class Flow:
+    """All that the walk has seen, in the order of the walk.
+
+    ``copies`` are what calls with the arguments of memcpy, or what is like it, write to fields of arguments,
+    as far as the source is known. ``compares`` are the values that are compared with constants.
+    ``increments_shared``: something is counted up with a locked instruction, as ``Arc::clone`` does.
+    """
+
+    reads: list[Access] = field(default_factory=list)
+    writes: list[Access] = field(default_factory=list)
+    copies: list[Access] = field(default_factory=list)
+    calls: list[Call] = field(default_factory=list)
+    compares: list[tuple[Value, int]] = field(default_factory=list)
+    increments_shared: bool = False
+
+
+_State = dict[tuple[int, int], tuple[Value, int]]
+"""(register, 0) or (stack base, offset) → value and bytes. Registers are positive numbers, bases negative."""
+
+
+def follow(image: Image, function: Function, resolve: Callable[[int], int | None]) -> Flow:
+    """Walk over a function. ``resolve`` gives the address that the loader stores in a slot."""
+    walk = _Walk(resolve)
+    blocks = _split(decode(image, function))
+    order = _order(blocks, function.address)
+    arriving: dict[int, _State] = {function.address: walk.known}
+    # What goes on after a call that ends a block: the call may be one that never returns.
+    after_call: dict[int, _State] = {}
+    # Where an indirect jump of a jump table goes is not read: the blocks that nothing else leads to.
+    dispatched: _State | None = None
+    for start in order:
+        state = arriving.get(start, after_call.get(start))
+        if state is None:
+            if dispatched is None:
+                continue
+            state = dispatched
+        walk.known = dict(state)
+        block = blocks[start]
+        for instruction in block.instructions:
+            walk.step(instruction)
+        states = after_call if block.ends_in_call else arriving
+        for successor in block.successors:
+            before = states.get(successor)
+            states[successor] = walk.known if before is None else _common(before, walk.known)
+        if block.is_dispatch:
+            dispatched = walk.known if dispatched is None else _common(dispatched, walk.known)
+    return walk.flow
+
+
+@dataclass(slots=True)
+class _Block:
+    instructions: list[x86.Instruction]
+    successors: list[int]
+    ends_in_call: bool
+    is_dispatch: bool
+
+
+def _split(instructions: list[x86.Instruction]) -> dict[int, _Block]:
+    """Address → block, in the order of the code."""
+    leaders = set()
+    for instruction in instructions:
+        if instruction.flow_control in _BRANCHES:
+            leaders.add(instruction.near_branch_target)
+    blocks: dict[int, _Block] = {}
+    block: _Block | None = None
+    for instruction in instructions:
+        if block is None or instruction.ip in leaders:
+            if block is not None:
+                block.successors.append(instruction.ip)
+            block = blocks[instruction.ip] = _Block([], [], ends_in_call=False, is_dispatch=False)
+        block.instructions.append(instruction)
+        flow = instruction.flow_control
+        block.ends_in_call = flow in _CALLS
+        if flow in _BRANCHES:
+            block.successors.append(instruction.near_branch_target)
+        if flow == x86.FlowControl.CONDITIONAL_BRANCH:
+            block.successors.append(instruction.next_ip)
+        if flow == x86.FlowControl.INDIRECT_BRANCH:
+            block.is_dispatch = True
+        if flow not in _GOING_ON:
+            block = None
+    for block in blocks.values():
+        block.successors = [successor for successor in block.successors if successor in blocks]
+    return blocks
+
+
+def _order(blocks: dict[int, _Block], entry: int) -> list[int]:
+    """Reverse postorder from the entry, then what it does not reach."""
+    if entry not in blocks:
+        return []
+    done: list[int] = []
+    seen = {entry}
+    stack = [(entry, iter(blocks[entry].successors))]
+    while stack:
+        start, successors = stack[-1]
+        successor = next((successor for successor in successors if successor not in seen), None)
+        if successor is None:
+            done.append(start)
+            stack.pop()
+        else:
+            seen.add(successor)
+            stack.append((successor, iter(blocks[successor].successors)))
+    done.reverse()
+    return done + [start for start in blocks if start not in seen]
+
+
+class _Walk:
+    def __init__(self, resolve: Callable[[int], int | None]) -> None:
+        self.flow = Flow()
+        self._resolve = resolve
+        self._infos = x86.InstructionInfoFactory()
+        self.known: _State = {
+            (register, 0): (Pointer(number, 0), 8) for number, register in enumerate(_ARGUMENTS)
+        }
+        self._set(_R.RSP, Pointer(STACK, 0))
+
+    def step(self, instruction: x86.Instruction) -> None:
+        """Take one instruction into account."""
+        flow = instruction.flow_control
+        if flow == x86.FlowControl.NEXT:
+            self._plain(instruction)
+        elif flow in _CALLS:
+            self._call(instruction)
+
+    def _call(self, instruction: x86.Instruction) -> None:
+        target: int | None = None
+        slot: Loaded | None = None
+        if instruction.flow_control == x86.FlowControl.CALL:
+            target = instruction.near_branch_target
+        elif instruction.op_kind(0) == x86.OpKind.REGISTER:
+            value = self._get(instruction.op0_register)
+            slot = value if isinstance(value, Loaded) else None
+        elif instruction.is_ip_rel_memory_operand:
+            target = self._resolve(instruction.memory_displacement)
+        else:
+            place = self._place(instruction)
+            if place is not None:
+                slot = _load(place[0], place[1], 8)
+        arguments = tuple(self._get(register) for register in _ARGUMENTS)
+        self.flow.calls.append(Call(instruction.ip, target, slot, arguments))
+        self._copy(*arguments[:3])
+        for register in _CLOBBERED:
+            self.known.pop((register, 0), None)
+        for key in [key for key in self.known if _R.ZMM0 <= key[0] <= _R.ZMM31]:
+            del self.known[key]
+        self._set(_R.RAX, Called(instruction.ip, 0))
+        self._set(_R.RDX, Called(instruction.ip, 1))
+
+    def _copy(self, to: Value | None, source: Value | None, size: Value | None) -> None:
+        if not (isinstance(to, Pointer) and isinstance(source, Pointer) and isinstance(size, Number)):
+            return
+        if to.base < 0 or size.value > _MAX_COPY:
+            return
+        if source.base >= 0:
+            whole = Loaded(Pointer(source.base, 0), source.offset, size.value)
+            self.flow.copies.append(Access(Pointer(to.base, 0), to.offset, size.value, whole))
+            return
+        for (base, offset), (value, width) in self.known.items():
+            if base == source.base and 0 <= offset - source.offset <= size.value - width:
+                place = to.offset + offset - source.offset
+                self.flow.copies.append(Access(Pointer(to.base, 0), place, width, value))
+
+    def _plain(self, instruction: x86.Instruction) -> None:
+        mnemonic = instruction.mnemonic
+        if mnemonic == _M.PUSH:
+            self._move_stack(-8)
+            self._store(Pointer(STACK, 0), 0, 8, self._source(instruction, 0), on_top=True)
+            return
+        if mnemonic == _M.POP and instruction.op0_kind == x86.OpKind.REGISTER:
+            top = self._get(_R.RSP)
+            value = self._from_stack(top.base, top.offset, 8) if isinstance(top, Pointer) else None
+            self._move_stack(8)
+            self._set(instruction.op0_register, value)
+            return
+        if mnemonic in _STRING_MOVES and instruction.has_rep_prefix:
+            count = self._get(_R.RCX)
+            if isinstance(count, Number):
+                size = Number(count.value * _STRING_MOVES[mnemonic])
+                self._copy(self._get(_R.RDI), self._get(_R.RSI), size)
+            self._other(instruction)
+            return
+        if mnemonic in _MOVES and instruction.op_count == 2 and instruction.op0_kind in _PLAIN:
+            self._move(instruction)
+            return
+        if instruction.op_count == 2 and mnemonic == _M.LEA:
+            place = self._place(instruction)
+            pointer: Pointer | None = None
+            if place is not None and isinstance(place[0], Pointer):
+                pointer = Pointer(place[0].base, place[0].offset + place[1])
+            self._set(instruction.op0_register, pointer)
+            return
+        if mnemonic in (_M.ADD, _M.SUB) and self._add(instruction):
+            return
+        if mnemonic == _M.AND and instruction.op0_register == _R.RSP:
+            self._set(_R.RSP, Pointer(_ALIGNED_STACK, 0))
+            return
+        if mnemonic == _M.CMP and _is_immediate(instruction.op1_kind):
+            value = self._source(instruction, 0)
+            if value is not None:
+                self.flow.compares.append((value, int(instruction.immediate(1)) & _MASK))
+        if mnemonic == _M.INC and instruction.has_lock_prefix:
+            self.flow.increments_shared = True
+        self._other(instruction)
+
+    def _move(self, instruction: x86.Instruction) -> None:
+        if instruction.op0_kind == x86.OpKind.MEMORY:
+            place = self._place(instruction)
+            size = x86.MemorySizeExt.size(instruction.memory_size)
+            value = self._source(instruction, 1)
+            if place is None:
+                return
+            self._store(place[0], place[1], size, value)
+            return
+        value = self._source(instruction, 1)
+        self._set(instruction.op0_register, value)
+
+    def _add(self, instruction: x86.Instruction) -> bool:
+        if instruction.op0_kind != x86.OpKind.REGISTER or not _is_immediate(instruction.op1_kind):
+            return False
+        value = self._get(instruction.op0_register)
+        if not isinstance(value, Pointer):
+            return False
+        amount = int(instruction.immediate(1)) & _MASK
+        amount -= (amount >> 63) << 64
+        if instruction.mnemonic == _M.SUB:
+            amount = -amount
+        pointer = Pointer(value.base, value.offset + amount)
+        self._set(instruction.op0_register, pointer)
+        return True
+
+    def _other(self, instruction: x86.Instruction) -> None:
+        """An instruction of no special meaning: note what it reads, forget what it changes."""
+        info = self._infos.info(instruction)
+        for memory in info.used_memory():
+            place = self._place(instruction)
+            if place is None:
+                continue
+            size = x86.MemorySizeExt.size(memory.memory_size)
+            if memory.access in _READING:
+                self._note_read(place, size)
+            if memory.access in _WRITING:
+                self._store(place[0], place[1], size, None)
+        for register in info.used_registers():
+            if register.access in _WRITING:
+                self._set(register.register, None)
+
+    def _place(self, instruction: x86.Instruction) -> tuple[Pointer | Loaded, int] | None:
+        """(what the address is relative to, distance) of a memory operand, where both are known."""
+        if instruction.memory_index != _R.NONE or instruction.memory_segment in (_R.FS, _R.GS):
+            return None
+        value = self._get(instruction.memory_base)
+        offset = instruction.memory_displacement
+        offset -= (offset >> 63) << 64
+        if isinstance(value, Pointer):
+            return Pointer(value.base, 0), value.offset + offset
+        return (value, offset) if isinstance(value, Loaded) else None
+
+    def _source(self, instruction: x86.Instruction, operand: int) -> Value | None:
+        kind = instruction.op_kind(operand)
+        if kind == x86.OpKind.REGISTER:
+            return self._get(instruction.op_register(operand))
+        if _is_immediate(kind):
+            return Number(int(instruction.immediate(operand)) & _MASK)
+        if kind != x86.OpKind.MEMORY:
+            return None
+        place = self._place(instruction)
+        if place is None:
+            return None
+        size = x86.MemorySizeExt.size(instruction.memory_size)
+        base, offset = place
+        if isinstance(base, Pointer) and base.base < 0:
+            return self._from_stack(base.base, offset, size)
+        self._note_read(place, size)
+        return _load(base, offset, size)
+
+    def _from_stack(self, base: Base, offset: int, size: int) -> Value | None:
+        kept = self.known.get((base, offset))
+        if kept is not None and kept[1] == size:
+            return kept[0]
+        if size <= _WORD:
+            return None
+        parts = [
+            (start - offset, *kept)
+            for start in range(offset, offset + size)
+            if (kept := self.known.get((base, start))) is not None and start + kept[1] <= offset + size
+        ]
+        return Parts(tuple(parts)) if parts else None
+
+    def _note_read(self, place: tuple[Pointer | Loaded, int], size: int) -> None:
+        if not isinstance(place[0], Pointer) or place[0].base >= 0:
+            self.flow.reads.append(Access(place[0], place[1], size))
+
+    def _store(
+        self, base: Pointer | Loaded, offset: int, size: int, value: Value | None, *, on_top: bool = False
+    ) -> None:
+        if on_top:
+            top = self._get(_R.RSP)
+            if not isinstance(top, Pointer):
+                return
+            base, offset = Pointer(top.base, 0), top.offset
+        if isinstance(value, Parts):
+            self._store(base, offset, size, None)
+            for distance, part, width in value.items:
+                self._store(base, offset + distance, width, part)
+            return
+        if not isinstance(base, Pointer) or base.base >= 0:
+            self.flow.writes.append(Access(base, offset, size, value))
+            return
+        for start in range(offset - _WIDEST + 1, offset + size):
+            kept = self.known.get((base.base, start))
+            if kept is not None and start + kept[1] > offset:
+                del self.known[base.base, start]
+        if value is not None and len(self.known) < _MAX_KNOWN:
+            self.known[base.base, offset] = value, size
+
+    def _move_stack(self, amount: int) -> None:
+        top = self._get(_R.RSP)
+        if isinstance(top, Pointer):
+            self._set(_R.RSP, Pointer(top.base, top.offset + amount))
+
+    def _get(self, register: Register) -> Value | None:
+        kept = self.known.get((_FULL(register), 0))
+        return kept[0] if kept is not None else None
+
+    def _set(self, register: Register, value: Value | None) -> None:
+        key = (_FULL(register), 0)
+        if value is None:
+            self.known.pop(key, None)
+        else:
+            self.known[key] = value, 8
+
+
+def _is_immediate(kind: OpKind) -> bool:
+    return x86.OpKind.IMMEDIATE8 <= kind <= x86.OpKind.IMMEDIATE32TO64
+
+
+def _load(base: Pointer | Loaded, offset: int, size: int) -> Loaded | None:
+    """None for what is reached through more pointers than are asked for."""
+    outer: Pointer | Loaded = base
+    for _ in range(_MAX_DEPTH):
+        if isinstance(outer, Pointer):
+            return Loaded(base, offset, size)
+        outer = outer.base
+    return None
+
+
+def _common(one: _State, other: _State) -> _State:
+    return {key: value for key, value in one.items() if other.get(key) == value}
+
+
+_BRANCHES = frozenset((x86.FlowControl.CONDITIONAL_BRANCH, x86.FlowControl.UNCONDITIONAL_BRANCH))
+_CALLS = frozenset((x86.FlowControl.CALL, x86.FlowControl.INDIRECT_CALL))
+_GOING_ON = frozenset((x86.FlowControl.NEXT, *_CALLS))
+_MOVES = frozenset(
+    (
+        *(_M.MOV, _M.MOVZX, _M.MOVQ, _M.MOVSD),
+        *(_M.MOVUPS, _M.MOVAPS, _M.MOVDQU, _M.MOVDQA, _M.MOVUPD, _M.MOVAPD),
+        *(_M.VMOVUPS, _M.VMOVAPS, _M.VMOVDQU, _M.VMOVDQA, _M.VMOVUPD, _M.VMOVAPD, _M.VMOVQ),
+        *(_M.VMOVDQU64, _M.VMOVDQA64),
+    )
+)
+_PLAIN = (x86.OpKind.REGISTER, x86.OpKind.MEMORY)
+_STRING_MOVES = {_M.MOVSB: 1, _M.MOVSQ: 8}
+_READING = frozenset(
+    (x86.OpAccess.READ, x86.OpAccess.COND_READ, x86.OpAccess.READ_WRITE, x86.OpAccess.READ_COND_WRITE)
+)
+_WRITING = frozenset(
+    (x86.OpAccess.WRITE, x86.OpAccess.COND_WRITE, x86.OpAccess.READ_WRITE, x86.OpAccess.READ_COND_WRITE)
+)

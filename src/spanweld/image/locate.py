@@ -1,0 +1,42 @@
+"""Functions that probes name: by their symbols, or by their code in an image that has no symbols."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import fields, replace
+
+from spanweld.image.elf import Image
+from spanweld.image.stripped import SdkFunctions, find_sdk_functions
+from spanweld.image.symbols import Function, find_many, has_symbols
+
+_CRATE = "opentelemetry"
+_BY_CODE = frozenset(field.name for field in fields(SdkFunctions))
+
+
+def locate(image: Image, patterns: Iterable[str]) -> dict[str, list[Function] | str]:
+    """For each pattern (see ``symbols``) the functions, by address, or a sentence why there is none.
+
+    Without symbols, a pattern is taken for one of the SDK's functions by its last part, and finds one
+    function or none.
+    """
+    wanted = list(patterns)
+    if has_symbols(image):
+        return {
+            pattern: functions or f"it has no function {pattern}"
+            for pattern, functions in find_many(image, wanted).items()
+        }
+    known: SdkFunctions | None = None
+    result: dict[str, list[Function] | str] = {}
+    for pattern in wanted:
+        name = pattern.rpartition("::")[2]
+        if _CRATE not in pattern or name not in _BY_CODE:
+            result[pattern] = f"it has no symbols, and {pattern} is not known by its code"
+            continue
+        if known is None:
+            known = find_sdk_functions(image)
+        found: Function | str = getattr(known, name)
+        if isinstance(found, str):
+            result[pattern] = f"it has no symbols, and {name} was not found by its code: {found}"
+        else:
+            result[pattern] = [replace(found, name=pattern)]
+    return result

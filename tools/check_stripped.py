@@ -1,0 +1,120 @@
+"""Strips executables and holds what is found in them without symbols against their symbols.
+
+    python -m tools.check_stripped FILE-OR-FOLDER…
+
+One line for each executable; exit code 1 if any function or task id that was found is a wrong one. Files
+without symbols are left out: there is nothing to hold them against.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+from spanweld.errors import ImageError
+from spanweld.image import Image, TaskIdOffset, find_many, find_task_id_offset, locate
+from spanweld.image.symbols import has_symbols
+
+# All names that the functions have had from 0.17 to 0.33.
+PATTERNS = (
+    "<opentelemetry*::trace::id_generator::*IdGenerator as opentelemetry*::IdGenerator>::new_trace_id",
+    "<opentelemetry*::trace::id_generator::*IdGenerator as opentelemetry*::IdGenerator>::new_span_id",
+    "<opentelemetry*::trace::tracer::*Tracer as opentelemetry*::trace::tracer::Tracer>::build_with_context",
+    "opentelemetry*::trace::tracer::*Tracer::build_recording_span",
+    "opentelemetry*::trace::span::Span::ensure_ended_and_exported",
+)
+TASK_ID = "task id"
+
+
+class Outcome(Enum):
+    """What became of one thing that is looked for."""
+
+    RIGHT = "right"
+    MISSED = "missed"
+    WRONG = "wrong"
+    ABSENT = "absent"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """``name`` is a function's, or ``TASK_ID``; ``note`` says why it was not found, or what was."""
+
+    name: str
+    outcome: Outcome
+    note: str
+
+
+def compare(path: Path, stripped: Path) -> list[Finding]:
+    """What is found in ``stripped``, held against the symbols of ``path``; both are the same program."""
+    with Image.open(path) as image, Image.open(stripped) as bare:
+        truth = find_many(image, PATTERNS)
+        found = locate(bare, PATTERNS)
+        true_offset, offset = find_task_id_offset(image), find_task_id_offset(bare)
+    result = []
+    for pattern in PATTERNS:
+        expected = [(function.address, function.size) for function in truth[pattern]]
+        functions = found[pattern]
+        name = pattern.rpartition("::")[2]
+        if isinstance(functions, str):
+            result.append(Finding(name, Outcome.MISSED if expected else Outcome.ABSENT, functions))
+            continue
+        places = [(function.address, function.size) for function in functions]
+        right = [address for address, _ in places] == [address for address, _ in expected]
+        note = ", ".join(f"{address:#x}+{size:#x}" for address, size in places)
+        result.append(Finding(name, Outcome.RIGHT if right else Outcome.WRONG, note))
+    if isinstance(offset, str):
+        outcome = Outcome.ABSENT if isinstance(true_offset, str) else Outcome.MISSED
+        result.append(Finding(TASK_ID, outcome, offset))
+    else:
+        right = isinstance(true_offset, TaskIdOffset) and true_offset.offset_from_fs == offset.offset_from_fs
+        outcome = Outcome.RIGHT if right else Outcome.WRONG
+        result.append(Finding(TASK_ID, outcome, f"fs:{offset.offset_from_fs:#x}"))
+    return result
+
+
+def strip(path: Path, output: Path, *options: str) -> Path:
+    """Write ``path`` without its symbols to ``output``, as ``strip = true`` does."""
+    subprocess.run(["strip", *options, "-o", str(output), str(path)], check=True)
+    return output
+
+
+def _executables(places: list[Path]) -> Iterator[Path]:
+    for place in places:
+        for path in sorted(place.iterdir()) if place.is_dir() else [place]:
+            try:
+                with Image.open(path) as image:
+                    if has_symbols(image):
+                        yield path
+            except ImageError:
+                continue
+
+
+def main(arguments: list[str]) -> int:
+    """Compare all executables that are named or in a folder that is named."""
+    totals: Counter[Outcome] = Counter()
+    with tempfile.TemporaryDirectory() as folder:
+        for path in _executables([Path(argument) for argument in arguments]):
+            stripped = strip(path, Path(folder) / "stripped")
+            start = time.process_time()
+            findings = compare(path, stripped)
+            seconds = time.process_time() - start
+            totals.update(finding.outcome for finding in findings)
+            texts = [
+                f"{finding.name}: {finding.outcome.value}"
+                + (f" ({finding.note})" if finding.outcome in (Outcome.MISSED, Outcome.WRONG) else "")
+                for finding in findings
+            ]
+            print(f"{path.name} ({seconds:.2f} s) {', '.join(texts)}", flush=True)
+    print(", ".join(f"{totals[outcome]} {outcome.value}" for outcome in Outcome))
+    return 1 if totals[Outcome.WRONG] or not totals else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
