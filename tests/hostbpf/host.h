@@ -190,6 +190,7 @@ enum host_probe {
 	PROBE_BUILD_WITH_CONTEXT,
 	PROBE_BUILD_WITH_CONTEXT_RETURNS,
 	PROBE_ENSURE_ENDED,
+	PROBE_ON_END,
 };
 
 void host_probe(enum host_probe probe, const struct host_registers *registers);

@@ -463,6 +463,7 @@ void host_probe(enum host_probe probe, const struct host_registers *registers)
 		[PROBE_BUILD_WITH_CONTEXT] = otel_build_with_context,
 		[PROBE_BUILD_WITH_CONTEXT_RETURNS] = otel_build_with_context_returns,
 		[PROBE_ENSURE_ENDED] = otel_ensure_ended_and_exported,
+		[PROBE_ON_END] = otel_on_end,
 	};
 	struct pt_regs context;
 

@@ -604,6 +604,116 @@ TEST(late_spans_with_nothing_written)
 	CHECK_EQUAL(stops, 0);
 }
 
+/* What an image shows in which building and ending a span are inlined: ids, and what processors are given. */
+static struct sdk_span *export_span(const struct sdk_context *parent, const struct sdk_context *own)
+{
+	struct sdk_context none = {};
+	struct sdk_span *data = sdk_allocate(sizeof(*data));
+
+	fill_span(data, parent ? parent : &none, own);
+	probe(PROBE_ON_END, (struct host_registers){.si = (__u64)data}, NULL);
+	return data;
+}
+
+static void start_exported(enum adoption adoption)
+{
+	struct target settings = sdk_target;
+
+	settings.adoption = adoption;
+	settings.builds_late = 1;
+	start_with(&settings);
+}
+
+TEST(exported_spans_join)
+{
+	struct sdk_context root, child;
+	struct span_frame server;
+	struct sdk_span *data;
+
+	start_exported(ADOPTION_UNVERIFIED);
+	in(GET);
+	server = server_of(17);
+	root = late_start(NULL);
+	child = late_start(&root);
+	data = export_span(&root, &child);
+	CHECK_EQUAL(target->adoption, ADOPTION_VERIFIED);
+	CHECK_EQUAL(data->parent_span_id, root.span_id);
+	data = export_span(NULL, &root);
+	CHECK_IN_TRACE(data, server);
+	CHECK_EQUAL(data->parent_span_id, server.span_id);
+	CHECK_EQUAL(host_count(COUNT_ROOTS_ADOPTED), 1);
+	CHECK_EQUAL(events_of_kind(EVENT_MANUAL_SPAN), 2);
+	/* A second processor has a copy of its own; one that hands on what it was given has not. */
+	data = export_span(NULL, &root);
+	CHECK_EQUAL(data->parent_span_id, server.span_id);
+	probe(PROBE_ON_END, (struct host_registers){.si = (__u64)data}, NULL);
+	CHECK_EQUAL(data->parent_span_id, server.span_id);
+	export_span(&root, &child);
+	CHECK_EQUAL(stops, 1 + 2); /* the id, and each copy of the root */
+	CHECK_EQUAL(host_count(COUNT_ROOTS_ADOPTED), 1);
+	CHECK_EQUAL(host_count(COUNT_MANUAL_SPANS), 2);
+	CHECK_EQUAL(events_of_kind(EVENT_MANUAL_SPAN), 2);
+	CHECK_EQUAL(host_live_frames(PID), 1);
+}
+
+TEST(exported_span_with_the_remote_parent)
+{
+	struct sdk_context remote = {}, own;
+	struct span_frame server;
+	struct sdk_span *data;
+
+	start_exported(ADOPTION_VERIFIED);
+	in(GET_WITH_PARENT);
+	server = server_of(17);
+	remote.trace_id_low = server.trace_id_low;
+	remote.trace_id_high = server.trace_id_high;
+	remote.span_id = REMOTE_PARENT;
+	remote.is_remote = 1;
+	own = late_start(&remote);
+	data = export_span(&remote, &own);
+	CHECK_EQUAL(data->parent_span_id, server.span_id);
+	CHECK_EQUAL(data->parent_is_remote, 0);
+	CHECK_EQUAL(host_count(COUNT_REMOTE_ADOPTED), 1);
+}
+
+TEST(exported_spans_that_are_left_alone)
+{
+	struct sdk_context by_hand = {.trace_id_low = 5, .trace_id_high = 6, .span_id = 7, .flags = 1};
+	struct sdk_span *data;
+
+	start_exported(ADOPTION_VERIFIED);
+	data = export_span(NULL, &by_hand);
+	in(GET);
+	data = export_span(NULL, &by_hand);
+	CHECK_EQUAL(data->parent_span_id, 0);
+	CHECK_EQUAL(data->context.trace_id_low, 5);
+	CHECK_EQUAL(stops, 0);
+}
+
+TEST(exported_root_that_is_not_where_the_layout_says)
+{
+	struct target settings = sdk_target;
+	struct sdk_context root;
+	struct sdk_span *data;
+
+	settings.builds_late = 1;
+	settings.layout.span_start_seconds = offsetof(struct sdk_span, pad);
+	start_with(&settings);
+	in(GET);
+	root = late_start(NULL);
+	data = export_span(NULL, &root);
+	CHECK_EQUAL(target->adoption, ADOPTION_MISMATCH);
+	CHECK_EQUAL(data->parent_span_id, 0);
+	settings.write_mode = WRITE_OFF;
+	settings.layout = sdk_target.layout;
+	start_with(&settings);
+	in(GET);
+	root = late_start(NULL);
+	data = export_span(NULL, &root);
+	CHECK_EQUAL(events_of_kind(EVENT_MANUAL_ROOT), 1);
+	CHECK_EQUAL(stops, 0);
+}
+
 TEST(layout_is_verified_outside_of_a_request_too)
 {
 	struct target settings = sdk_target;

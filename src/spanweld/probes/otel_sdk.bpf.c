@@ -69,7 +69,8 @@ struct manual_span {
 	__u64 parent_before; /* of an adopted one: what the SDK has in that place */
 	__u8 adopted;
 	__u8 remote; /* its remote parent was the server span's own */
-	__u8 pad[6];
+	__u8 ended; /* on_end was called for it, and may be again for another processor */
+	__u8 pad[5];
 };
 
 /* LRU: a span that never ends is forgotten in the end. Written and deleted here. */
@@ -665,12 +666,12 @@ static __always_inline bool is_plausible(const struct target *target, const stru
 	       event->start_nanos < NANOSECONDS && event->kind < SPAN_KINDS && flag == remote;
 }
 
-/* Puts the parent into the Span that is about to be exported. */
-static __always_inline bool write_parent(const struct target *target, struct pt_regs *ctx, __u64 parent,
-					 bool remote)
+/* Puts the parent into the Span, or exported data, that is about to be handed on. */
+static __always_inline bool write_parent(const struct target *target, struct pt_regs *ctx, __u64 span,
+					 __u64 parent, bool remote)
 {
-	__u64 address = ctx->di + target->layout.span_parent_id;
-	__u64 flag = ctx->di + target->layout.span_parent_is_remote;
+	__u64 address = span + target->layout.span_parent_id;
+	__u64 flag = span + target->layout.span_parent_is_remote;
 
 	remote = remote && target->layout.span_parent_is_remote != LAYOUT_ABSENT;
 	if (kernel_writes && target->write_mode == WRITE_KERNEL) {
@@ -752,6 +753,48 @@ static __always_inline void read_end_time(struct manual_span_event *event, const
 	}
 }
 
+/* Gives an adopted span, at its end, its parent; returns how the span stands then (enum manual_relation). */
+static __always_inline __u8 finish_adoption(struct target *target, __u32 pid, struct pt_regs *ctx, __u64 address,
+					    const struct span_context *context, const struct manual_span *known,
+					    const struct manual_span_event *event)
+{
+	if (context->trace_id_low != known->trace_id_low || context->trace_id_high != known->trace_id_high) {
+		count(COUNT_ROOTS_UNWRITTEN);
+		return MANUAL_UNWRITTEN;
+	}
+	if (event->parent_span_id != known->parent_before ||
+	    !is_plausible(target, event, address, known->remote)) {
+		/* Not the place where the SDK keeps it: nothing is written there. */
+		count(COUNT_PARENTS_UNWRITTEN);
+		change_adoption(target, pid, ADOPTION_VERIFIED, ADOPTION_MISMATCH, CHECK_PLAUSIBLE,
+				known->parent_before, event->parent_span_id);
+		return MANUAL_UNWRITTEN;
+	}
+	if (!write_parent(target, ctx, address, known->parent, known->remote)) {
+		count(COUNT_PARENTS_UNWRITTEN);
+		return MANUAL_UNWRITTEN;
+	}
+	count(known->remote ? COUNT_REMOTE_ADOPTED : COUNT_ROOTS_ADOPTED);
+	return MANUAL_ADOPTED;
+}
+
+static __always_inline void say_ended(struct manual_span_event *event, __u32 pid,
+				      const struct span_context *context)
+{
+	__u64 length = event->name_length;
+
+	event->head.kind = EVENT_MANUAL_SPAN;
+	event->head.pid = pid;
+	event->head.at = bpf_ktime_get_ns();
+	event->trace_id_low = context->trace_id_low;
+	event->trace_id_high = context->trace_id_high;
+	event->span_id = context->span_id;
+	event->flags = context->flags;
+	if (length > SPAN_NAME_MAX)
+		length = SPAN_NAME_MAX;
+	emit(event, offsetof(struct manual_span_event, name) + length);
+}
+
 /* rdi = the Span, still whole. */
 SEC("uprobe")
 int otel_ensure_ended_and_exported(struct pt_regs *ctx)
@@ -760,8 +803,9 @@ int otel_ensure_ended_and_exported(struct pt_regs *ctx)
 	struct manual_span_key span_key = {};
 	struct span_context context = {};
 	struct manual_span *known;
-	struct target *target = current_target(&event.head.pid);
-	__u64 data = 0, length;
+	__u64 data = 0;
+	__u32 pid;
+	struct target *target = current_target(&pid);
 
 	if (!target || target->adoption != ADOPTION_VERIFIED)
 		return 0;
@@ -774,56 +818,126 @@ int otel_ensure_ended_and_exported(struct pt_regs *ctx)
 	if (!read_span_context(&context, &target->layout, ctx->di + target->layout.span_context))
 		return 0;
 	span_key.span_id = context.span_id;
-	span_key.pid = event.head.pid;
+	span_key.pid = pid;
 	known = bpf_map_lookup_elem(&manual_spans, &span_key);
 	/* It has ended, whatever else can be read of it. */
 	if (known)
-		end_span(event.head.pid, known->task_key, context.span_id);
+		end_span(pid, known->task_key, context.span_id);
 	if (!read_span(&event, &target->layout, ctx->di)) {
 		count(COUNT_READ_FAULT);
 		return 0;
 	}
 	count(COUNT_MANUAL_SPANS);
 	if (known) {
-		if (!known->adopted) {
+		if (known->adopted) {
+			event.relation = finish_adoption(target, pid, ctx, ctx->di, &context, known, &event);
+			if (event.relation == MANUAL_ADOPTED)
+				event.parent_span_id = known->parent;
+		} else {
 			event.relation = MANUAL_CHILD;
 			if (event.parent_span_id != known->parent)
-				change_adoption(target, event.head.pid, ADOPTION_VERIFIED, ADOPTION_MISMATCH,
-						CHECK_PARENT_ID, known->parent, event.parent_span_id);
-		} else if (context.trace_id_low != known->trace_id_low ||
-			   context.trace_id_high != known->trace_id_high) {
-			event.relation = MANUAL_UNWRITTEN;
-			count(COUNT_ROOTS_UNWRITTEN);
-		} else if (event.parent_span_id != known->parent_before ||
-			   !is_plausible(target, &event, ctx->di, known->remote)) {
-			/* Not the place where the SDK keeps it: nothing is written there. */
-			event.relation = MANUAL_UNWRITTEN;
-			count(COUNT_PARENTS_UNWRITTEN);
-			change_adoption(target, event.head.pid, ADOPTION_VERIFIED, ADOPTION_MISMATCH,
-					CHECK_PLAUSIBLE, known->parent_before, event.parent_span_id);
-		} else if (write_parent(target, ctx, known->parent, known->remote)) {
-			event.relation = MANUAL_ADOPTED;
-			event.parent_span_id = known->parent;
-			count(known->remote ? COUNT_REMOTE_ADOPTED : COUNT_ROOTS_ADOPTED);
-		} else {
-			event.relation = MANUAL_UNWRITTEN;
-			count(COUNT_PARENTS_UNWRITTEN);
+				change_adoption(target, pid, ADOPTION_VERIFIED, ADOPTION_MISMATCH, CHECK_PARENT_ID,
+						known->parent, event.parent_span_id);
 		}
 		bpf_map_delete_elem(&manual_spans, &span_key);
 	}
 	if (!target->wants_manual_spans)
 		return 0;
-	event.head.kind = EVENT_MANUAL_SPAN;
-	event.head.at = bpf_ktime_get_ns();
-	event.trace_id_low = context.trace_id_low;
-	event.trace_id_high = context.trace_id_high;
-	event.span_id = context.span_id;
-	event.flags = context.flags;
 	read_end_time(&event, &target->layout, ctx);
-	length = event.name_length;
-	if (length > SPAN_NAME_MAX)
-		length = SPAN_NAME_MAX;
-	emit(&event, offsetof(struct manual_span_event, name) + length);
+	say_ended(&event, pid, &context);
+	return 0;
+}
+
+/* What on_end is handed that was not known by its ids: a span that continues the request's remote parent. */
+static __always_inline void know_exported(const struct target *target, __u32 pid,
+					  const struct manual_span_key *span_key,
+					  const struct span_context *context, __u64 parent_span_id)
+{
+	struct active_spans found = {};
+	struct manual_span span = {};
+	bool ours = find_active(pid, current_task_key(target), &found) &&
+		    (found.server.flags & TRACE_FLAG_SAMPLED) &&
+		    context->trace_id_low == found.server.trace_id_low &&
+		    context->trace_id_high == found.server.trace_id_high;
+
+	span.trace_id_low = context->trace_id_low;
+	span.trace_id_high = context->trace_id_high;
+	span.parent = parent_span_id;
+	if (ours && parent_span_id && parent_span_id == found.server.remote_parent &&
+	    target->write_mode != WRITE_OFF) {
+		span.adopted = 1;
+		span.remote = 1;
+		span.parent_before = parent_span_id;
+		span.parent = found.server.span_id;
+	}
+	bpf_map_update_elem(&manual_spans, span_key, &span, BPF_ANY);
+}
+
+/*
+ * SpanProcessor::on_end(&self, SpanData), of each processor. rsi = the data, which is this processor's own.
+ * For images in which the functions that build and end a span are no functions of their own: what is
+ * known of a span then are its ids, and what it is at its end.
+ */
+SEC("uprobe")
+int otel_on_end(struct pt_regs *ctx)
+{
+	struct manual_span_event event = {};
+	struct manual_span_key span_key = {};
+	struct built_span built = {};
+	struct manual_span *known;
+	__u64 address = ctx->si;
+	__u32 pid;
+	struct target *target = current_target(&pid);
+
+	if (!may_adopt(target))
+		return 0;
+	if (!read_span_context(&built.context, &target->layout, address + target->layout.span_context))
+		return 0;
+	if (!read_u64(&built.parent_span_id, address + target->layout.span_parent_id)) {
+		count(COUNT_READ_FAULT);
+		return 0;
+	}
+	if (target->adoption == ADOPTION_UNVERIFIED)
+		verify_late(target, pid, &built);
+	if (target->adoption != ADOPTION_VERIFIED)
+		return 0;
+	if (!read_span(&event, &target->layout, address)) {
+		count(COUNT_READ_FAULT);
+		return 0;
+	}
+	span_key.span_id = built.context.span_id;
+	span_key.pid = pid;
+	known = bpf_map_lookup_elem(&manual_spans, &span_key);
+	if (!known) {
+		know_exported(target, pid, &span_key, &built.context, built.parent_span_id);
+		known = bpf_map_lookup_elem(&manual_spans, &span_key);
+		if (!known)
+			return 0;
+	}
+	if (known->ended) {
+		/* Another processor's copy; one that a processor only hands on is written already. */
+		if (known->adopted && built.parent_span_id == known->parent_before)
+			write_parent(target, ctx, address, known->parent, known->remote);
+		return 0;
+	}
+	known->ended = 1;
+	count(COUNT_MANUAL_SPANS);
+	if (known->adopted) {
+		event.relation = finish_adoption(target, pid, ctx, address, &built.context, known, &event);
+		if (event.relation == MANUAL_ADOPTED)
+			event.parent_span_id = known->parent;
+		else
+			known->adopted = 0;
+	}
+	if (!built.parent_span_id && target->write_mode == WRITE_OFF) {
+		struct active_spans found = {};
+
+		if (find_late_root(pid, built.context.span_id) &&
+		    find_active(pid, current_task_key(target), &found))
+			say_root(pid, &found.server, &built.context);
+	}
+	if (target->wants_manual_spans)
+		say_ended(&event, pid, &built.context);
 	return 0;
 }
 
