@@ -18,6 +18,7 @@ import pytest
 
 from tests.support.client import Connection, head, load
 from tests.support.otlp_receiver import ReceivedSpan
+from tests.support.services import binary
 from tests.support.traced import How, Traced
 from tests.support.traces import (
     ERROR,
@@ -39,14 +40,19 @@ REMOTE_SPAN = "b7ad6b7169203331"
 SAMPLED = f"00-{REMOTE_TRACE}-{REMOTE_SPAN}-01"
 NOT_SAMPLED = f"00-{REMOTE_TRACE}-{REMOTE_SPAN}-00"
 
-MATRIX = [(profile, how) for profile in ("release", "debug") for how in get_args(How)]
+MATRIX = [(profile, how) for profile in ("release", "debug", "stripped") for how in get_args(How)]
 
 
 @pytest.fixture(scope="module", params=MATRIX, ids="-".join)
-def lab(request: pytest.FixtureRequest) -> Iterator[Traced]:
-    """The lab under ``--write stop`` and ``--adopt active``."""
+def lab(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Traced]:
+    """The lab under ``--write stop`` and ``--adopt active``; stripped is its release build."""
     profile, how = request.param
-    with Traced("lab", profile=profile, how=how) as traced:
+    executable = binary("lab", "release" if profile == "stripped" else profile)
+    if profile == "stripped":
+        bare = tmp_path_factory.mktemp("stripped") / "lab"
+        subprocess.run(["strip", "-o", str(bare), str(executable)], check=True)
+        executable = bare
+    with Traced("lab", executable=executable, how=how) as traced:
         yield traced
 
 

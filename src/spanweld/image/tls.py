@@ -27,6 +27,8 @@ _MARKER = 0x6B73_6154_6E61_7053
 _MAX_BLOCK = 1 << 20
 _MAX_STEPS = 600
 _MAX_TASK_STEPS = 300
+# Without symbols a debug build has only these functions to show it, by way of many others.
+_MAX_VTABLE_STEPS = 3000
 _MAX_TASK_FUNCTIONS = 8
 _ENOUGH = 3
 
@@ -75,7 +77,9 @@ def find_task_id_offset(image: Image) -> TaskIdOffset | str:
     if sum(len(names) for names in found.values()) < 2:
         for pattern, state in _TASK_STATES.items():
             for function in functions[pattern][:_MAX_TASK_FUNCTIONS]:
-                for offset in _by_task(image, block_size, function, state, _ID_IN_TASK):
+                for offset in _by_task(
+                    image, block_size, function, state, _ID_IN_TASK, limit=_MAX_TASK_STEPS
+                ):
                     found.setdefault(offset, []).append(_short(function.name))
                 if len(found) == 1 and sum(map(len, found.values())) >= _ENOUGH:
                     break
@@ -104,7 +108,8 @@ def _from_vtables(image: Image, block_size: int) -> TaskIdOffset | str:
             (task.drop_join_handle_slow, _DROP_HANDLE),
         ):
             places = range(task.id_offset, task.id_offset + 1)
-            for offset in _by_task(image, block_size, function, _TASK_STATES[name], places):
+            state = _TASK_STATES[name]
+            for offset in _by_task(image, block_size, function, state, places, limit=_MAX_VTABLE_STEPS):
                 found.setdefault(offset, []).append(_short(name))
     result = _conclude(found, "; without symbols")
     if isinstance(result, TaskIdOffset) and not result.confirmed:
@@ -139,7 +144,9 @@ def _by_argument(image: Image, block_size: int, function: Function, *, in_memory
     return []
 
 
-def _by_task(image: Image, block_size: int, function: Function, state: int, places: range) -> list[int]:
+def _by_task(
+    image: Image, block_size: int, function: Function, state: int, places: range, *, limit: int
+) -> list[int]:
     """Call with a task whose words are 0 but for its state and, one place after the other, its id."""
     result: list[int] = []
     for place in places:
@@ -147,7 +154,7 @@ def _by_task(image: Image, block_size: int, function: Function, state: int, plac
         machine.write(ARENA, state, 8)
         machine.write(ARENA + place, _MARKER, 8)
         try:
-            machine.call(function.address, (ARENA,), _MAX_TASK_STEPS, until_marked=True)
+            machine.call(function.address, (ARENA,), limit, until_marked=True)
         except EmulationError:
             continue
         result += [offset for offset in machine.find_marker() if offset not in result]
