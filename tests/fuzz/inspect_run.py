@@ -151,7 +151,7 @@ class Run:
                         self._note(worker, json.loads(line), loud)
                         continue
                     selector.unregister(worker.output)
-                    self._ended(worker)
+                    self._ended(worker, loud)
                     self._start(selector)
                 for key in list(selector.get_map().values()):
                     if time.monotonic() - key.data.heard > SILENCE:
@@ -171,25 +171,30 @@ class Run:
             worker.case = int(str(message["begin"]))
             return
         if "finding" in message:
-            self.findings.append(Finding(worker.case, str(message["finding"])))
+            self._found(Finding(worker.case, str(message["finding"])), loud)
         self.outcomes[str(message.get("outcome", "finding"))] += 1
         worker.done += 1
         total = sum(self.outcomes.values())
         if loud and total % 500 == 0:
             print(f"{total} cases: {dict(self.outcomes)}", file=sys.stderr, flush=True)
 
-    def _ended(self, worker: _Worker) -> None:
+    def _found(self, finding: Finding, loud: bool) -> None:
+        self.findings.append(finding)
+        if loud:
+            print(f"case {finding.case}:\n{finding.what}", flush=True)
+
+    def _ended(self, worker: _Worker, loud: bool) -> None:
         code = worker.process.wait()
         worker.output.close()
         if worker.done == worker.cases and code == 0:
             return
-        self.findings.append(Finding(worker.case, f"the worker ended with {code} in the middle of it"))
+        self._found(Finding(worker.case, f"the worker ended with {code} in the middle of it"), loud)
         self.outcomes["finding"] += 1
         worker.first, rest = worker.case + 1, worker.first + worker.cases - worker.case - 1
         if rest > 0:
             # What it had still to do comes at the end.
             again = Run(worker.first, rest, self._seed, self._paths)
-            again.go(1)
+            again.go(1, loud=loud)
             self.findings += again.findings
             self.outcomes += again.outcomes
 
@@ -243,8 +248,6 @@ def main() -> int:
         paths = options.executables or stack.enter_context(prepared())
         run = Run(options.first, options.cases, options.seed, paths)
         run.go(options.jobs, loud=True)
-    for finding in run.findings:
-        print(f"case {finding.case}:\n{finding.what}")
     print(f"seed {options.seed}, cases {options.first} to {options.first + options.cases - 1}:", end=" ")
     print(", ".join(f"{count} {outcome}" for outcome, count in sorted(run.outcomes.items())))
     return 1 if run.findings else 0
