@@ -8,7 +8,8 @@ from typing import TypeVar
 
 import click
 
-from spanweld.agent import Agent, make_plan
+from spanweld.agent import Agent
+from spanweld.plan import make_plan
 from spanweld.bpf.host import look_at_host
 from spanweld.commands.options import describe, make_settings, tracing_options
 from spanweld.errors import ImageError, SpanweldError, TargetError, UsageError

@@ -10,7 +10,8 @@ import traceback
 
 import click
 
-from spanweld.agent import Agent, make_plan
+from spanweld.agent import Agent
+from spanweld.plan import make_plan
 from spanweld.commands.options import describe, make_settings, tracing_options
 from spanweld.messages import say
 from spanweld.model import Pid

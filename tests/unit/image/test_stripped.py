@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from spanweld.agent import make_plan
+from spanweld.plan import make_plan
 from spanweld.image import FoundBy, Image, examine, find_functions, find_span_arguments, locate
 from spanweld.image.stripped import SpanArguments
 from spanweld.image.unwind import FunctionTable
