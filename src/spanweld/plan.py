@@ -92,7 +92,7 @@ def plan_for(image: Image, facts: ImageFacts) -> Plan:
     """The plan for an open image whose facts are known, also where nothing can be attached."""
     versions = layouts.sdk_versions(facts)
     layout = layouts.layout_of(image, facts)
-    if not versions and isinstance(layout, SdkLayout):
+    if not versions and isinstance(layout, SdkLayout) and layout.sdk:
         versions = (layout.sdk,)
     release = release_of(versions[0]) if len(versions) == 1 else None
     seen_late = otel_sdk.builds_late(facts.crates)
@@ -103,7 +103,7 @@ def plan_for(image: Image, facts: ImageFacts) -> Plan:
         why = layout
     why = why or _why_tasks_are_unknown(image, facts)
     if why_no_place and not why and release and isinstance(layout, SdkLayout):
-        exported = layout.exported()
+        exported = layout.of_exported_data()
         others, why_not_exported = _place(image, REGISTRY, release, exported=True)
         if exported and not why_not_exported:
             layout, probes, why_no_place, seen_late = exported, others, "", True

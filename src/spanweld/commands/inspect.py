@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import dataclass, fields
 from enum import Enum
 from pathlib import Path
@@ -13,22 +12,16 @@ import click
 from rich.console import Console
 from rich.text import Text
 
-from spanweld import layouts
-from spanweld.plan import Plan, ProbePlan, plan_for
 from spanweld.image import (
     FoundBy,
     Image,
     ImageFacts,
     Language,
     examine,
-    find_returns,
-    first_instruction,
-    locate,
 )
 from spanweld.layouts import SdkLayout
-from spanweld.model import FileOffset
-from spanweld.probes import REGISTRY, otel_sdk
-from spanweld.probes.declaration import Instrumentation, Place, Probe, Release, release_of
+from spanweld.plan import Plan, ProbePlan, plan_for
+from spanweld.probes.declaration import Place
 
 JSON_SCHEMA = 1
 """What ``--json`` writes; raised when a field goes or changes its meaning (inspect.schema.json)."""

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from spanweld.plan import make_plan
 from spanweld.image import FoundBy, Image, examine, find_functions, find_span_arguments, locate
 from spanweld.image.stripped import SpanArguments
 from spanweld.image.unwind import FunctionTable
+from spanweld.plan import make_plan
 from tests.unit.image.samples import FAKE_TOKIO, USES_TOKIO, RustBuilder, ServiceBuilder
 from tools.check_stripped import PATTERNS, TASK_ID, Outcome, compare, strip
 
