@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from spanweld import layouts
 from spanweld.bpf import events
 from spanweld.bpf.clock import Clock
 from spanweld.bpf.host import Host, look_at_host
@@ -22,12 +21,10 @@ from spanweld.bpf.pins import PinFolder, remove_stale
 from spanweld.bpf.ring import RingReader
 from spanweld.errors import HostError, SpanweldError, TargetError, UsageError
 from spanweld.exporters import Exporter, make_exporters
-from spanweld.image import Image, ImageFacts, examine, find_returns, first_instruction, locate
-from spanweld.image.symbols import contains_name
 from spanweld.join import RootLinks
-from spanweld.layouts import SdkLayout
-from spanweld.model import FileOffset, Origin, Pid, Resource, Span, SpanKind
-from spanweld.probes import REGISTRY, otel_sdk
+from spanweld.model import Origin, Pid, Resource, Span, SpanKind
+from spanweld.plan import Plan
+from spanweld.probes import REGISTRY
 from spanweld.probes.declaration import (
     AdoptionChanged,
     ConnectionOpaque,
@@ -35,8 +32,6 @@ from spanweld.probes.declaration import (
     ManualRoot,
     Place,
     Probe,
-    Release,
-    release_of,
 )
 from spanweld.process.find import is_running
 from spanweld.process.listening import listening_ports
@@ -49,9 +44,6 @@ from spanweld.writers.stop import writer as stop_writer
 BPF_OBJECT = Path(__file__).parent / "bpf/objects/spanweld.bpf.o"
 DRAIN_INTERVAL = 0.1
 CLOSE_TIMEOUT = 3.0
-
-# Runtimes whose tasks are not followed: what is on a thread is no hint to the request then.
-_OTHER_RUNTIMES = ("async-std", "smol", "monoio", "glommio", "tokio-uring", "compio", "async-global-executor")
 
 _WRITE_NUMBERS = {
     WriteMode.OFF: events.WriteMode.OFF,
@@ -83,29 +75,6 @@ _COUNTER_TEXTS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class AttachPoint:
-    """A probe and the place in the image where its program goes."""
-
-    probe: Probe
-    offset: FileOffset
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What will be attached to an image.
-
-    ``why_no_adoption`` is empty if manual spans are adopted. ``builds_late``: ``tracing`` spans are
-    built when they end.
-    """
-
-    facts: ImageFacts
-    points: tuple[AttachPoint, ...]
-    layout: SdkLayout | None
-    why_no_adoption: str
-    builds_late: bool
-
-
 @dataclass(slots=True)
 class Target:
     """A process with everything attached."""
@@ -120,86 +89,6 @@ class Target:
     links: list[tuple[Probe, Link]] = field(default_factory=list)
     pidfd: int = -1
     ended: bool = False
-
-
-def make_plan(path: Path) -> Plan:
-    """Looks at an executable; ImageError for one that cannot be traced."""
-    with Image.open(path) as image:
-        return plan_for(image, examine(image))
-
-
-def plan_for(image: Image, facts: ImageFacts) -> Plan:
-    """``make_plan`` for an open image whose facts are known."""
-    facts.require_rust()
-    layout, why = _find_layout(facts)
-    points: tuple[AttachPoint, ...] = ()
-    if not why:
-        why = _why_tasks_are_unknown(image, facts)
-    if not why:
-        release = release_of(otel_sdk.sdk_versions(facts.crates)[0])
-        assert release is not None, "without one there is no layout"
-        points, why = _find_points(image, release)
-    return Plan(
-        facts,
-        () if why else points,
-        None if why else layout,
-        why,
-        builds_late=otel_sdk.builds_late(facts.crates),
-    )
-
-
-def _find_layout(facts: ImageFacts) -> tuple[SdkLayout | None, str]:
-    versions = otel_sdk.sdk_versions(facts.crates)
-    if not versions:
-        return None, "the service has no opentelemetry_sdk in it"
-    if len(versions) > 1:
-        return None, f"the service has several versions of opentelemetry_sdk in it: {', '.join(versions)}"
-    release = release_of(versions[0])
-    if release is None or release < otel_sdk.OLDEST:
-        return None, f"opentelemetry_sdk {versions[0]} is not known ({otel_sdk.OLDEST} and newer are)"
-    found = layouts.lookup(versions[0], facts.rustc, facts.target)
-    return (None, found) if isinstance(found, str) else (found, "")
-
-
-def _why_tasks_are_unknown(image: Image, facts: ImageFacts) -> str:
-    for runtime in _OTHER_RUNTIMES:
-        if facts.crates.get(runtime):
-            return f"the tasks of {runtime} are not followed"
-    has_tasks = bool(facts.crates.get("tokio"))
-    if facts.has_symbols:
-        has_tasks = contains_name(image, b"tokio7runtime4task")
-    if facts.task_id is None and has_tasks:
-        return f"tokio's task id was not found: {facts.task_id_reason}"
-    return ""
-
-
-def _find_points(image: Image, release: Release) -> tuple[tuple[AttachPoint, ...], str]:
-    probes = [probe for probe in otel_sdk.INSTRUMENTATION.probes if probe.symbol and probe.fits(release)]
-    functions = locate(image, {probe.symbol for probe in probes if probe.symbol})
-    points: list[AttachPoint] = []
-    for probe in probes:
-        assert probe.symbol is not None
-        found = functions[probe.symbol]
-        if isinstance(found, str):
-            return (), found
-        for function in found:
-            if probe.place is Place.RETURNS:
-                places = find_returns(image, function)
-                if not places:
-                    return (), f"no return was found in the code of {function.name}"
-                points += [AttachPoint(probe, place) for place in places]
-                continue
-            first = first_instruction(image, function)
-            if (
-                first is None
-                or first.touches_memory
-                or first.wide_nop
-                or (probe.returned_early and not first.early_return)
-            ):
-                code = first.text if first else "nothing that decodes"
-                return (), f"{function.name} begins with {code}, where no probe is put"
-            points.append(AttachPoint(probe, function.file_offset))
-    return tuple(points), ""
 
 
 def load_programs(settings: Settings, host: Host) -> tuple[BpfObject, Choice]:
@@ -302,7 +191,7 @@ class Agent:
         pins = PinFolder(pid)
         pins.create()
         spans = self._bpf.create_inner_map("spans_in_progress", "span_bucket")
-        layout = plan.layout
+        layout = plan.adopted_layout
         target = Target(
             pid=pid,
             plan=plan,
@@ -340,10 +229,10 @@ class Agent:
 
     def _mode_for(self, plan: Plan, choice: Choice) -> WriteMode:
         """How this target is written to: only ``stop`` reaches ids before spans that are built late."""
-        if not plan.layout:
+        if not plan.adopted_layout:
             return WriteMode.OFF
         may_choose = self._settings.write is WriteMode.AUTO and WriteMode.STOP not in choice.refused
-        if plan.builds_late and choice.mode is WriteMode.KERNEL and may_choose:
+        if plan.seen_late and choice.mode is WriteMode.KERNEL and may_choose:
             return WriteMode.STOP
         return choice.mode
 
@@ -367,7 +256,7 @@ class Agent:
             target.writer = kernel_writer.PassiveWriter(WriteMode.OFF)
 
     def _encode_target(self, target: Target) -> bytes:
-        settings, layout = self._settings, target.plan.layout
+        settings, layout = self._settings, target.plan.adopted_layout
         task_id = target.plan.facts.task_id
         values = dict.fromkeys(events.Target._fields, 0)
         values.update(
@@ -381,7 +270,7 @@ class Agent:
             tracer=target.writer.tracer or 0,
             parent_based=int(settings.sampler.parent_based),
             wants_manual_spans=int("console" in settings.exports),
-            builds_late=int(target.plan.builds_late),
+            builds_late=int(target.plan.seen_late),
         )
         if layout:
             for name in values:
@@ -501,7 +390,7 @@ class Agent:
                 f"pid {target.pid}: {change.mismatch}: manual spans are left alone; automatic spans go on"
             )
             self._detach(target, lambda _: True)
-        elif not target.plan.builds_late:
+        elif not target.plan.seen_late:
             self._detach(target, lambda probe: probe.until_verified)
 
     def counters(self) -> dict[events.Counter, int]:
@@ -597,4 +486,4 @@ def _delete_of_pid(bpf_map: BpfMap, pid: Pid, unpack: Callable[[bytes], tuple[in
         bpf_map.delete(key)
 
 
-__all__ = ["Agent", "Plan", "SpanweldError", "Target", "make_plan"]
+__all__ = ["Agent", "SpanweldError", "Target"]

@@ -32,11 +32,11 @@ def executable(request: pytest.FixtureRequest) -> Path:
 
 def test_everything_is_found(executable: Path) -> None:
     report = make_report(executable)
-    assert report.facts.language is Language.RUST
-    assert report.sdk_versions == ("0.31.0",)
-    assert report.facts.task_id is not None, report.facts.task_id_reason
-    assert report.facts.task_id.confirmed
-    for plan in report.plans:
+    assert report.plan.facts.language is Language.RUST
+    assert report.plan.sdk_versions == ("0.31.0",)
+    assert report.plan.facts.task_id is not None, report.plan.facts.task_id_reason
+    assert report.plan.facts.task_id.confirmed
+    for plan in report.plan.probes:
         assert plan.reason is None
         assert bool(plan.points) == (plan.probe.place is not Place.TRACEPOINT)
     assert (report.verdict, report.verdict_reason) == (Verdict.JOINED, "by tokio task")

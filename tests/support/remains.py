@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from spanweld.agent import make_plan
 from spanweld.model import Pid
+from spanweld.plan import make_plan
 from spanweld.process.memory import image_ranges
 from tests.support.services import PATIENCE
 

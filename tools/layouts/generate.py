@@ -65,10 +65,15 @@ replace-with = "vendored"
 directory = "{directory}"
 """
 # A reference is enough to have the whole type described. Option<SystemTime> is the second argument of
-# ensure_ended_and_exported.
+# ensure_ended_and_exported, SpanData that of on_end.
 _SOURCE = """\
 #[no_mangle]
-pub extern "C" fn probe(_span: &{sdk}::trace::Span, _end: &Option<std::time::SystemTime>) {{}}
+pub extern "C" fn probe(
+    _span: &{sdk}::trace::Span,
+    _end: &Option<std::time::SystemTime>,
+    _data: &{sdk}::{data},
+) {{
+}}
 """
 
 
@@ -106,6 +111,7 @@ class Compiler:
         crate = self.work / f"{sdk}-{'default' if features else 'minimal'}"
         crate.mkdir(exist_ok=True)
         package, path = ("opentelemetry", "::sdk") if _numbers(sdk) < (0, 18) else ("opentelemetry_sdk", "")
+        data = "export::trace::SpanData" if _numbers(sdk) < (0, 28) else "trace::SpanData"
         manifest = _MANIFEST.format(
             package=package,
             version=sdk,
@@ -113,7 +119,7 @@ class Compiler:
             rustc=self.version.partition("-")[0],
         )
         (crate / "Cargo.toml").write_text(manifest)
-        (crate / "lib.rs").write_text(_SOURCE.format(sdk=package + path))
+        (crate / "lib.rs").write_text(_SOURCE.format(sdk=package + path, data=data))
         environment = {
             **os.environ,
             "CARGO_TARGET_DIR": str(self.work / "target"),

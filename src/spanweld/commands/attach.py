@@ -8,12 +8,13 @@ from typing import TypeVar
 
 import click
 
-from spanweld.agent import Agent, make_plan
+from spanweld.agent import Agent
 from spanweld.bpf.host import look_at_host
 from spanweld.commands.options import describe, make_settings, tracing_options
 from spanweld.errors import ImageError, SpanweldError, TargetError, UsageError
 from spanweld.messages import say, say_error
 from spanweld.model import Pid
+from spanweld.plan import make_plan
 from spanweld.process.find import find_by_exe, find_by_pid
 from spanweld.process.signals import SignalReader
 

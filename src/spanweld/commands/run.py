@@ -10,10 +10,11 @@ import traceback
 
 import click
 
-from spanweld.agent import Agent, make_plan
+from spanweld.agent import Agent
 from spanweld.commands.options import describe, make_settings, tracing_options
 from spanweld.messages import say
 from spanweld.model import Pid
+from spanweld.plan import make_plan
 from spanweld.process.launch import Held, exit_code_of, find_program, launch
 from spanweld.process.signals import SignalReader
 from spanweld.process.users import resolve_user, sudo_user

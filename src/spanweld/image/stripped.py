@@ -66,9 +66,11 @@ _NO_SIZE = "the table of its functions is damaged"
 # Of `call` and `jmp` with a distance of 32 bits; bytes of code that are looked through with one pattern.
 _BRANCH_SIZE = 5
 _WINDOW = 1 << 19
-# Numbers of arguments: of build_with_context its tracer and the parent's context, of
-# ensure_ended_and_exported the nanoseconds of the end time.
-_TRACER, _CONTEXT, _TIME = 1, 3, 2
+# Arguments of build_with_context: its tracer, or the fields of that in its place, and the parent's context;
+# of ensure_ended_and_exported the nanoseconds of the end time.
+_TRACER, _TIME = 1, 2
+_TRACERS = (Pointer(1, 0), Pointer(2, 0))
+_CONTEXTS = (Pointer(3, 0), Pointer(4, 0))
 # SpanContext: trace id and span id, at the begin of a Span.
 _TRACE_ID, _SPAN_ID = 0x20, 0x30
 
@@ -435,10 +437,10 @@ def _as_builder(function: Function, flow: Flow) -> _Builder | None:
             generators[call.slot.offset].add(box)
         listed = _listed(call)
         if listed is not None and call.slot.offset == _FIRST_METHOD:
-            with_context = call.arguments[2] == Pointer(_CONTEXT, 0)
+            with_context = call.arguments[2] in _CONTEXTS
             processors[listed[0]].add((listed[1], with_context))
     for provider, _ in generators[_FIRST_METHOD] & generators[_SECOND_METHOD]:
-        if not isinstance(provider, Loaded) or len(processors[provider]) != 1:
+        if len(processors[provider]) != 1:
             continue
         [(place, with_context)] = processors[provider]
         in_span = frozenset(
@@ -446,7 +448,8 @@ def _as_builder(function: Function, flow: Flow) -> _Builder | None:
             for access in flow.writes
             if access.base == Pointer(0, 0) and access.value == provider
         )
-        is_whole = with_context and provider.base == Pointer(_TRACER, 0) and len(in_span) <= 1
+        tracer = provider.base if isinstance(provider, Loaded) else provider
+        is_whole = with_context and tracer in _TRACERS and len(in_span) <= 1
         return _Builder(function, flow, is_whole, in_span, place)
     return None
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from importlib import resources
 from typing import Any
@@ -49,6 +49,8 @@ class SdkLayout:
       is no end time. Without one the end time in the span counts if it differs from the start time, and
       else the SDK takes the present time.
     - ``span_parent_is_remote`` is None for versions that do not keep it.
+    - ``exported`` has those of these fields that lie elsewhere in the ``SpanData`` that processors are given
+      at a span's end; None where that is not known.
 
     ``sdk`` and ``rustc`` are what the entry was generated with, or of the image itself (None: not known).
     ``source`` is where it comes from: ``debug information`` or ``database``. ``confidence`` is how certain
@@ -97,8 +99,16 @@ class SdkLayout:
     end_argument_nanos: int | None
     end_argument_tag: int | None
     end_argument_tag_none: int | None
+    exported: Mapping[str, int | None] | None
     source: str
     confidence: str
+
+    def of_exported_data(self) -> SdkLayout | None:
+        """The same for exported data, which is always there: ``span_data_size`` is 0."""
+        if self.exported is None:
+            return None
+        places: dict[str, Any] = {**self.exported, "span_data_size": 0}
+        return replace(self, **places)
 
 
 def sdk_versions(facts: ImageFacts) -> tuple[str, ...]:
@@ -122,10 +132,13 @@ def layout_of(image: Image, facts: ImageFacts) -> SdkLayout | str:
         if not versions:
             return f"the version of opentelemetry_sdk is not known, and {error}"
         return lookup(versions[0], facts.rustc, facts.target)
-    sdk = versions[0] if versions else described.sdk
-    key = Key(sdk, described.rustc or facts.rustc, facts.target)
     return make_layout(
-        described.values, key, "debug information", "certain: what the compiler says of this very build"
+        described.values,
+        sdk=versions[0] if versions else described.sdk,
+        rustc=described.rustc or facts.rustc,
+        target=facts.target,
+        source="debug information",
+        confidence="certain: what the compiler says of this very build",
     )
 
 
@@ -139,12 +152,12 @@ def lookup(sdk_version: str, rustc_version: str | None, target: str) -> SdkLayou
     sdk = _version(sdk_version)
     if sdk is None:
         return f"{sdk_version!r} is not a version of opentelemetry_sdk"
-    known = [entry for entry in _database() if entry.target == target]
+    known = [entry for entry in database() if entry.target == target]
     same = [entry for entry in known if _key(entry.sdk)[:2] == sdk[:2]]
     if not same:
         has = ", ".join(sorted({entry.sdk for entry in known}, key=_key)) or "nothing for it"
         return f"opentelemetry_sdk {sdk_version} on {target} is not in the layout database (it has {has})"
-    by_compiler: dict[str, _Entry] = {}
+    by_compiler: dict[str, Entry] = {}
     for entry in sorted(same, key=lambda entry: abs(_key(entry.sdk)[2] - sdk[2]), reverse=True):
         by_compiler[entry.rustc] = entry
     entries = sorted(by_compiler.values(), key=lambda entry: _key(entry.rustc))
@@ -156,17 +169,13 @@ def lookup(sdk_version: str, rustc_version: str | None, target: str) -> SdkLayou
         confidence = min(confidence, _Confidence.HIGH)
         why += f"; generated for opentelemetry_sdk {entry.sdk}"
     return make_layout(
-        entry.values, Key(entry.sdk, entry.rustc, target), "database", f"{confidence.name.lower()}: {why}"
+        entry.values,
+        sdk=entry.sdk,
+        rustc=entry.rustc,
+        target=target,
+        source="database",
+        confidence=f"{confidence.name.lower()}: {why}",
     )
-
-
-@dataclass(frozen=True, slots=True)
-class Key:
-    """What a layout belongs to: the version of the SDK and of rustc, and the processor."""
-
-    sdk: str | None
-    rustc: str | None
-    target: str
 
 
 class _Confidence(IntEnum):
@@ -177,8 +186,8 @@ class _Confidence(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class _Entry:
-    """One layout of the database, for one of the pairs that it was generated for."""
+class Entry:
+    """One layout of the database, for one SDK and one rustc that it was generated with."""
 
     sdk: str
     rustc: str
@@ -186,7 +195,7 @@ class _Entry:
     values: Mapping[str, Any]
 
 
-def _by_compiler(entries: Sequence[_Entry], rustc: str | None) -> tuple[_Entry, _Confidence, str] | str:
+def _by_compiler(entries: Sequence[Entry], rustc: str | None) -> tuple[Entry, _Confidence, str] | str:
     """The entry for a compiler, how certain it is and why; ``entries`` go from old to new compilers."""
     oldest, newest = entries[0], entries[-1]
     if rustc is None:
@@ -201,45 +210,54 @@ def _by_compiler(entries: Sequence[_Entry], rustc: str | None) -> tuple[_Entry, 
     for entry in entries:
         if entry.rustc == rustc and "-" not in rustc:
             return entry, _Confidence.CERTAIN, "generated with this very SDK and compiler"
-    # The patch releases of a compiler do not change what it does, and the nightlies of a version hardly.
+    # The patch releases of a compiler do not change what it does. A nightly may be older than a change.
     below = [entry for entry in entries if _key(entry.rustc)[:2] <= version[:2]]
     above = [entry for entry in entries if _key(entry.rustc)[:2] >= version[:2]]
     if not below:
         return f"rustc {rustc} is older than all that its layout is known for ({oldest.rustc} and later)"
     if below[-1] in above:
-        return below[-1], _Confidence.HIGH, f"generated with rustc {below[-1].rustc}"
+        is_nearly_it = rustc == below[-1].rustc or "-" not in rustc + below[-1].rustc
+        confidence = _Confidence.HIGH if is_nearly_it else _Confidence.MEDIUM
+        return below[-1], confidence, f"generated with rustc {below[-1].rustc}"
     if not above:
         since = next(entry.rustc for entry in entries if _same_from(entry, entries))
         known = f"since rustc {since}" if since != newest.rustc else f"with rustc {newest.rustc}"
         return newest, _Confidence.MEDIUM, f"so {known}, and rustc {rustc} is newer than {newest.rustc}"
     if below[-1].values != above[0].values:
-        return (
-            f"rustc {rustc} lies between {below[-1].rustc} and {above[0].rustc}, which order the fields in "
-            "two ways"
-        )
+        nearest = f"{below[-1].rustc} and {above[0].rustc}"
+        return f"rustc {rustc} lies between {nearest}, which order the fields in two ways"
     why = f"the same with rustc {below[-1].rustc} and {above[0].rustc}, the nearest known"
     return below[-1], _Confidence.HIGH, why
 
 
-def _same_from(first: _Entry, entries: Sequence[_Entry]) -> bool:
+def _same_from(first: Entry, entries: Sequence[Entry]) -> bool:
     later = entries[entries.index(first) :]
     return all(entry.values == entries[-1].values for entry in later)
 
 
-def make_layout(values: Mapping[str, Any], key: Key, source: str, confidence: str) -> SdkLayout:
+def make_layout(
+    values: Mapping[str, Any],
+    *,
+    sdk: str | None,
+    rustc: str | None,
+    target: str,
+    source: str,
+    confidence: str,
+) -> SdkLayout:
     """A layout from its fields as the database and debug information have them."""
     kinds = {value: SpanKind[kind] for kind, value in values["span_kinds"].items()}
     return SdkLayout(
         **{**values, "span_kinds": kinds},
-        sdk=key.sdk,
-        rustc=key.rustc,
-        target=key.target,
+        sdk=sdk,
+        rustc=rustc,
+        target=target,
         source=source,
         confidence=confidence,
     )
 
 
-def _database() -> list[_Entry]:
+def database() -> list[Entry]:
+    """All entries of ``database.json``."""
     text = resources.files(__name__).joinpath("database.json").read_text("utf-8")
     content = json.loads(text)
     assert content["schema"] == SCHEMA, "database.json and this module belong together"
@@ -247,7 +265,7 @@ def _database() -> list[_Entry]:
     for entry in content["layouts"]:
         values = {key: value for key, value in entry.items() if key not in ("target", "generated")}
         for sdk, compilers in entry["generated"].items():
-            result += [_Entry(sdk, rustc, entry["target"], values) for rustc in compilers]
+            result += [Entry(sdk, rustc, entry["target"], values) for rustc in compilers]
     return result
 
 

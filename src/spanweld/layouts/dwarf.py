@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from spanweld.errors import ImageError
-from spanweld.image.elf import Image, Section
+from spanweld.image.elf import MAX_SECTION, Image, Section
 
 MAX_WORK = 4_000_000
 """Steps before giving up: entries stepped over; what is read of one counts for ten. Some seconds."""
@@ -172,6 +172,7 @@ class Dwarf:
         self._line_strings = image.section(".debug_line_str")
         self._work = 0
         self._bytes = 0
+        self._sifted = 0
         self._units: dict[int, _Unit] = {}
         self._shapes: dict[int, dict[int, _Abbreviation]] = {}
         self._starts: list[int] = []
@@ -328,37 +329,49 @@ class Dwarf:
     def _mentioning(self, names: Sequence[str]) -> Iterator[_Unit]:
         """The units that have all the names in them, and by chance a few others; smallest first."""
         rare = self._places_of(names[0].encode())
-        others = [self._places_of(name.encode()) for name in names[1:]] if rare else []
-        found = {bisect_right(self._starts, offset) - 1 for offset in self._search(rare, self._info)}
-        if self._string_offsets is not None and self._string_offsets.size:
-            found |= self._units_with_index(sorted(self._search(rare, self._string_offsets)))
-        known = [index for index in found if index >= 0 and self._headers[index][1]]
-        for index in sorted(known, key=lambda index: self._headers[index][0]):
-            unit = self._unit(index)
-            # DWARF 5 has an index of a few bits in the place of the offset.
-            if unit.version == 5 or all(any(place in unit.data for place in places) for places in others):
-                yield unit
+        places = [rare, *(self._places_of(name.encode()) for name in names[1:])] if rare else []
+        candidates = {bisect_right(self._starts, offset) - 1 for offset in self._search(rare, self._info)}
+        indices = self._string_indices(places)
+        for index in sorted(candidates | indices.keys(), key=lambda index: self._headers[max(index, 0)][0]):
+            if index < 0 or not self._headers[index][1]:
+                continue
+            size, version, _ = self._headers[index]
+            wanted = indices.get(index, []) if version == 5 else places
+            self._sifted += size
+            if size > MAX_UNIT or self._sifted > MAX_SECTION:
+                raise LayoutError(f"given up after {self._sifted >> 20} MiB of debug information")
+            data = self._read(self._info, self._starts[index], size) if wanted else b""
+            if wanted and all(any(text in data for text in texts) for texts in wanted):
+                yield self._unit(index)
 
-    def _units_with_index(self, hits: Sequence[int]) -> set[int]:
-        """The units of DWARF 5 among whose string offsets one of the places in ``.debug_str_offsets`` is."""
-        if not hits:
-            return set()
-        bases: list[tuple[int, int]] = []
+    def _string_indices(self, places: Sequence[Sequence[bytes]]) -> dict[int, list[list[bytes]]]:
+        """For units of DWARF 5 the names' indices as they stand in entries, for those that have them all.
+
+        Units of one object file may share their string offsets.
+        """
+        section = self._string_offsets
+        if not places or section is None or not section.size:
+            return {}
+        bases: dict[int, list[int]] = {}
         for index, (size, version, abbreviations) in enumerate(self._headers):
             if version == 5:
-                # The unit's own entry is the first, and so is its shape.
-                shapes = self._read_abbreviations(abbreviations, 1)
                 head = self._read(self._info, self._starts[index], min(size, _MAX_NAME))
+                # A unit's own entry is its first, and so is its shape, unless units share their shapes.
+                shapes = self._shapes.get(abbreviations) or self._read_abbreviations(abbreviations, 1)
+                if _uleb(head, _HEADER_5.size)[0] not in shapes:
+                    shapes = self._shapes[abbreviations] = self._read_abbreviations(abbreviations)
                 unit = _Unit(self._starts[index], head, version, shapes)
-                bases.append((self.root(unit).number(_AT_STR_OFFSETS_BASE) or 8, index))
-        bases.sort()
-        starts = [base for base, _ in bases]
-        found = set()
-        for hit in hits:
-            place = bisect_right(starts, hit) - 1
-            if place >= 0:
-                found.add(bases[place][1])
-        return found
+                bases.setdefault(self.root(unit).number(_AT_STR_OFFSETS_BASE) or 8, []).append(index)
+        starts = sorted(bases)
+        found: dict[int, list[list[bytes]]] = {base: [[] for _ in places] for base in starts}
+        for name, texts in enumerate(places):
+            for hit in self._search(texts, section):
+                place = bisect_right(starts, hit) - 1
+                if place >= 0:
+                    string = (hit - starts[place]) // 4
+                    width = max(1, (string.bit_length() + 7) // 8)
+                    found[starts[place]][name].append(string.to_bytes(width, "little"))
+        return {index: found[base] for base, units in bases.items() if all(found[base]) for index in units}
 
     def _places_of(self, name: bytes) -> list[bytes]:
         """Offsets of a text in ``.debug_str`` as they stand in entries.

@@ -15,6 +15,12 @@ from spanweld.layouts.dwarf import MAX_SIZE, Dwarf, LayoutError, Place
 from spanweld.model import SpanKind
 
 _SPAN = ("opentelemetry_sdk::trace::span::Span", "opentelemetry::sdk::trace::span::Span")
+# What processors are given at a span's end.
+_EXPORTED = (
+    "opentelemetry_sdk::trace::export::SpanData",
+    "opentelemetry_sdk::export::trace::SpanData",
+    "opentelemetry::sdk::export::trace::SpanData",
+)
 _END = "core::option::Option<std::time::SystemTime>"
 _SDK = re.compile(r"/(?:opentelemetry_sdk|opentelemetry)-(\d{1,5}\.\d{1,5}\.\d{1,7}[^/]{0,60})/src/lib\.rs")
 
@@ -39,6 +45,7 @@ def describe(image: Image) -> DescribedSpan:
     end = dwarf.find((_END,), ("Option<std::time::SystemTime>",))
     sdk = _SDK.search(span.unit_name)
     values = _describe(Place(0, span), Place(0, end))
+    values["exported"] = _describe_exported(dwarf)
     return DescribedSpan(values, sdk[1] if sdk else None, span.producer)
 
 
@@ -48,12 +55,7 @@ def _describe(span: Place, end: Place) -> dict[str, Any]:
     context = span.field("span_context")
     option = span.field("data").enum()
     data = option.payload("Some").field("__0")
-    start_seconds, start_nanos = _time(data.field("start_time"))
-    end_seconds, end_nanos = _time(data.field("end_time"))
     kinds = data.field("span_kind").enumerators([kind.name.capitalize() for kind in SpanKind])
-    remote = None
-    if "parent_span_is_remote" in data.field_names():
-        remote = data.field("parent_span_is_remote").offset
     return {
         "span_size": span.type.size,
         "span_context": context.offset,
@@ -65,17 +67,38 @@ def _describe(span: Place, end: Place) -> dict[str, Any]:
         "span_data": option.offset,
         "span_data_size": option.size,
         "span_data_none": option.niche("None"),
+        "span_kinds": {name.upper(): value for name, value in kinds.items()},
+        **_data(data),
+        **_end_argument(end),
+    }
+
+
+def _describe_exported(dwarf: Dwarf) -> dict[str, Any] | None:
+    """Where the same fields lie in the exported data; None where that type is not described."""
+    try:
+        data = Place(0, dwarf.find(_EXPORTED, ("SpanData", "parent_span_id", "span_context")))
+        return {"span_context": data.field("span_context").offset, **_data(data)}
+    except LayoutError:
+        return None
+
+
+def _data(data: Place) -> dict[str, Any]:
+    """What a span and its exported data both have."""
+    start_seconds, start_nanos = _time(data.field("start_time"))
+    end_seconds, end_nanos = _time(data.field("end_time"))
+    remote = None
+    if "parent_span_is_remote" in data.field_names():
+        remote = data.field("parent_span_is_remote").offset
+    return {
         "span_parent_id": data.field("parent_span_id").first().offset,
         "span_parent_is_remote": remote,
         **_text("span_name", data.field("name")),
         "span_kind": data.field("span_kind").offset,
-        "span_kinds": {name.upper(): value for name, value in kinds.items()},
         "span_start_seconds": start_seconds,
         "span_start_nanos": start_nanos,
         "span_end_seconds": end_seconds,
         "span_end_nanos": end_nanos,
         **_status(data),
-        **_end_argument(end),
     }
 
 

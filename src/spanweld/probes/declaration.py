@@ -95,8 +95,17 @@ Decoder = Callable[[bytes, Clock, Mapping[int, int]], Decoded]
 
 @dataclass(frozen=True, slots=True)
 class Instrumentation:
-    """Probes that attach all or none, and the decoders of their events."""
+    """Probes that attach all or none, and the decoders of their events.
+
+    ``exported`` are those that attach in place of ``probes`` where one of these has no place.
+    """
 
     name: str
     probes: tuple[Probe, ...]
     decoders: Mapping[EventKind, Decoder]
+    exported: tuple[Probe, ...] = ()
+
+    @property
+    def all_probes(self) -> tuple[Probe, ...]:
+        """Each once, whatever the image."""
+        return tuple(dict.fromkeys((*self.probes, *self.exported)))

@@ -110,18 +110,6 @@ _BUILDS_EARLY = Release(0, 32)
 """Since then tracing-opentelemetry has the SDK build a span when it starts, not when it ends."""
 
 
-def sdk_versions(crates: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
-    """The versions of the SDK among an image's crates, whatever crate it was in then."""
-    own = crates.get("opentelemetry_sdk")
-    if own:
-        return own
-    return tuple(
-        version
-        for version in crates.get("opentelemetry", ())
-        if (release := release_of(version)) is not None and release < _OWN_CRATE
-    )
-
-
 def builds_late(crates: Mapping[str, tuple[str, ...]]) -> bool:
     """Whether ``tracing`` spans get their ids when they start, and are built when they end."""
     return any(
@@ -167,12 +155,37 @@ def _build_with_context(program: str, place: Place) -> tuple[Probe, ...]:
     )
 
 
+def _processors() -> tuple[Probe, ...]:
+    return tuple(
+        Probe(
+            "otel_on_end",
+            Place.ENTRY,
+            f"<* as {sdk}::trace::span_processor::SpanProcessor>::on_end",
+            since=since,
+            before=before,
+        )
+        for sdk, since, before in (
+            ("opentelemetry::sdk", None, _OWN_CRATE),
+            ("opentelemetry_sdk", _OWN_CRATE, None),
+        )
+    )
+
+
+_IDS = (
+    *_generator("new_trace_id", program="otel_new_trace_id", place=Place.ENTRY, early=True),
+    *_generator("new_trace_id", program="otel_new_trace_id_returns", place=Place.RETURNS),
+    *_generator("new_span_id", program="otel_new_span_id_returns", place=Place.RETURNS),
+)
+_STOP_GUARDS = (
+    Probe("otel_epoll_wait_interrupted", Place.TRACEPOINT, for_stop_writer=True),
+    Probe("otel_epoll_pwait_interrupted", Place.TRACEPOINT, for_stop_writer=True),
+    Probe("otel_signal_merged", Place.TRACEPOINT, for_stop_writer=True),
+)
+
 INSTRUMENTATION = Instrumentation(
     name="otel_sdk",
     probes=(
-        *_generator("new_trace_id", program="otel_new_trace_id", place=Place.ENTRY, early=True),
-        *_generator("new_trace_id", program="otel_new_trace_id_returns", place=Place.RETURNS),
-        *_generator("new_span_id", program="otel_new_span_id_returns", place=Place.RETURNS),
+        *_IDS,
         *_build_with_context("otel_build_with_context", Place.ENTRY),
         *_build_with_context("otel_build_with_context_returns", Place.RETURNS),
         Probe(
@@ -193,10 +206,9 @@ INSTRUMENTATION = Instrumentation(
             "opentelemetry_sdk::trace::span::Span::ensure_ended_and_exported",
             since=_OWN_CRATE,
         ),
-        Probe("otel_epoll_wait_interrupted", Place.TRACEPOINT, for_stop_writer=True),
-        Probe("otel_epoll_pwait_interrupted", Place.TRACEPOINT, for_stop_writer=True),
-        Probe("otel_signal_merged", Place.TRACEPOINT, for_stop_writer=True),
+        *_STOP_GUARDS,
     ),
+    exported=(*_IDS, *_processors(), *_STOP_GUARDS),
     decoders={
         EventKind.MANUAL_SPAN: decode_manual_span,
         EventKind.MANUAL_ROOT: decode_manual_root,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import random
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,13 +14,43 @@ import pytest
 from spanweld.errors import ImageError
 from spanweld.image.elf import Image
 from spanweld.image.facts import analyse
-from spanweld.layouts import Key, SdkLayout, dwarf, layout_of, make_layout
+from spanweld.layouts import SdkLayout, dwarf, layout_of, lookup, make_layout
 from spanweld.layouts.dwarf import LayoutError
 from spanweld.layouts.span import describe
 from spanweld.model import SpanKind
 
 SOURCE = Path(__file__).with_name("spans.rs")
 LOCK = Path(__file__).parents[3] / "services" / "Cargo.lock"
+MANIFEST = """\
+[package]
+name = "spans"
+version = "0.0.0"
+edition = "2021"
+
+[dependencies]
+opentelemetry = { version = "0.31", default-features = false, features = ["trace"] }
+opentelemetry_sdk = { version = "0.31", default-features = false, features = ["trace"] }
+
+[profile.dev]
+debug = 2
+
+[profile.release]
+debug = 2
+lto = "fat"
+codegen-units = 1
+panic = "abort"
+
+[workspace]
+"""
+SERVICE = """\
+use opentelemetry::trace::{Span, Tracer, TracerProvider};
+
+fn main() {
+    let provider = opentelemetry_sdk::trace::SdkTracerProvider::builder().build();
+    let mut span = provider.tracer("test").start("a span");
+    span.end();
+}
+"""
 BUILDS = {
     "debug": ["-C", "debuginfo=2"],
     "dwarf 5, v0 mangling": [
@@ -48,7 +80,9 @@ def _compile(work: Path, *options: str) -> Path:
 def _describe(binary: Path) -> SdkLayout:
     with Image.open(binary) as image:
         found = describe(image)
-    return make_layout(found.values, Key(found.sdk, found.rustc, "x86_64"), "test", "test")
+    return make_layout(
+        found.values, sdk=found.sdk, rustc=found.rustc, target="x86_64", source="test", confidence="test"
+    )
 
 
 def _number(memory: bytes, offset: int | None, size: int) -> int:
@@ -150,6 +184,34 @@ def test_gives_up(described: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             patch.setattr(dwarf, bound, 100)
             with pytest.raises(LayoutError, match="given up"):
                 describe(image)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("profile", "flags"),
+    [("dev", ""), ("release", "-C symbol-mangling-version=v0 -C dwarf-version=5")],
+    ids=["debug", "fat lto, dwarf 5"],
+)
+def test_agrees_with_database(profile: str, flags: str, tmp_path: Path) -> None:
+    """The SDK that the services use, as they do, in a program with full debug information."""
+    source = tmp_path / "src" / "main.rs"
+    source.parent.mkdir()
+    source.write_text(SERVICE)
+    (tmp_path / "Cargo.toml").write_text(MANIFEST)
+    (tmp_path / "Cargo.lock").write_bytes(LOCK.read_bytes())
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "spanweld" / "target"
+    target = Path(os.environ.get("CARGO_TARGET_DIR") or cache) / "layouts"
+    command = ["cargo", "build", "--quiet", "--profile", profile, "--target-dir", str(target)]
+    subprocess.run(command, cwd=tmp_path, env={**os.environ, "RUSTFLAGS": flags}, check=True)
+    binary = target / ("debug" if profile == "dev" else profile) / "spans"
+    facts = analyse(binary)
+    with Image.open(binary) as image:
+        own = layout_of(image, facts)
+    assert isinstance(own, SdkLayout), own
+    assert (own.source, own.sdk) == ("debug information", "0.31.0")
+    known = lookup("0.31.0", own.rustc, "x86_64")
+    assert isinstance(known, SdkLayout), known
+    assert replace(own, source=known.source, confidence=known.confidence, rustc=known.rustc) == known
 
 
 def _damaged(original: bytes, section_bytes: range, rounds: int) -> Iterator[bytes]:

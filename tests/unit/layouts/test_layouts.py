@@ -9,6 +9,7 @@ from itertools import pairwise
 
 import pytest
 
+from spanweld import layouts
 from spanweld.layouts import SCHEMA, SdkLayout, lookup
 from spanweld.model import SpanKind
 
@@ -70,6 +71,52 @@ def test_reasons(sdk: str, rustc: str, target: str, words: str) -> None:
     reason = lookup(sdk, rustc, target)
     assert isinstance(reason, str)
     assert words in reason
+
+
+@pytest.mark.parametrize(
+    ("rustc", "words"),
+    [
+        ("1.62.1", "older than all that its layout is known for (1.63.0 and later)"),
+        ("1.63.0", "certain: "),
+        ("1.63.1", "high: generated with rustc 1.63.0"),
+        ("1.70.0", "lies between 1.63.0 and 1.77.0, which order the fields in two ways"),
+        ("1.77.0", "certain: "),
+        ("1.80.0", "high: the same with rustc 1.77.0 and 1.95.0, the nearest known"),
+        ("1.95.0-beta.1", "medium: generated with rustc 1.95.0"),
+        ("1.97.0-nightly", "high: generated with rustc 1.97.0-nightly"),
+        ("1.98.0", "medium: so since rustc 1.77.0, and rustc 1.98.0 is newer than 1.97.0-nightly"),
+        (None, "low: generated with rustc 1.97.0-nightly, older ones differ"),
+    ],
+)
+def test_compilers_in_between(rustc: str | None, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A compiler nobody has tried: between two that agree, two that do not, before and after all."""
+    new = _found("0.31.0", "1.95.0")
+    values = {name: getattr(new, name) for name in new.__slots__}
+    for name in ("sdk", "rustc", "target", "source", "confidence"):
+        del values[name]
+    values["span_kinds"] = {kind.name: value for value, kind in new.span_kinds.items()}
+    old = {**values, "span_data": 8}
+    entries = [
+        layouts.Entry("0.31.0", known, TARGET, old if known == "1.63.0" else values)
+        for known in ("1.63.0", "1.77.0", "1.95.0", "1.97.0-nightly")
+    ]
+    monkeypatch.setattr(layouts, "database", lambda: entries)
+    found = lookup("0.31.0", rustc, TARGET)
+    assert words in (found if isinstance(found, str) else found.confidence)
+
+
+def test_nearest_patch_release(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For each compiler the patch release that is nearest, since not all are tried with all."""
+    values = layouts.database()[0].values
+    entries = [
+        layouts.Entry("0.50.0", "1.77.0", TARGET, values),
+        layouts.Entry("0.50.0", "1.95.0", TARGET, values),
+        layouts.Entry("0.50.2", "1.95.0", TARGET, values),
+    ]
+    monkeypatch.setattr(layouts, "database", lambda: entries)
+    assert _found("0.50.2", "1.95.0").confidence.startswith("certain")
+    assert _found("0.50.3", "1.95.0").sdk == "0.50.2"
+    assert "generated for opentelemetry_sdk 0.50.0" in _found("0.50.2", "1.77.0").confidence
 
 
 def _entries() -> Iterator[tuple[str, str]]:
