@@ -25,13 +25,14 @@ ALLOWED: dict[str, set[str]] = {
     "probes": {"bpf"},
     "writers": {"bpf", "settings"},
     "exporters": {"settings"},
+    "plan": {"image", "layouts", "probes"},
     "agent": {
-        *("settings", "join", "resource", "image", "process", "layouts"),
+        *("settings", "join", "resource", "process", "plan"),
         *("bpf", "probes", "writers", "exporters"),
     },
     "commands": {
         *("settings", "messages", "resource", "image", "process", "layouts"),
-        *("bpf", "probes", "writers", "agent"),
+        *("bpf", "probes", "writers", "plan", "agent"),
     },
     "__main__": {"commands"},
     "__init__": set(),

@@ -147,7 +147,8 @@ def lookup(sdk_version: str, rustc_version: str | None, target: str) -> SdkLayou
 
     Patch releases of the SDK that are not in the database are taken for the nearest one that is.
     Between two known compilers with the same layout, that is the answer; between two that differ, and
-    before the oldest one, there is none. After the newest one its layout is what is expected.
+    before the oldest one, there is none. After the newest one its layout is what is expected, more or less
+    according to whether the one before it had it too.
     """
     sdk = _version(sdk_version)
     if sdk is None:
@@ -221,8 +222,10 @@ def _by_compiler(entries: Sequence[Entry], rustc: str | None) -> tuple[Entry, _C
         return below[-1], confidence, f"generated with rustc {below[-1].rustc}"
     if not above:
         since = next(entry.rustc for entry in entries if _same_from(entry, entries))
-        known = f"since rustc {since}" if since != newest.rustc else f"with rustc {newest.rustc}"
-        return newest, _Confidence.MEDIUM, f"so {known}, and rustc {rustc} is newer than {newest.rustc}"
+        newer = f"rustc {rustc} is newer than all that are known"
+        if since == newest.rustc:
+            return newest, _Confidence.LOW, f"so with rustc {since} alone, and {newer}"
+        return newest, _Confidence.MEDIUM, f"the same from rustc {since} to {newest.rustc}, and {newer}"
     if below[-1].values != above[0].values:
         nearest = f"{below[-1].rustc} and {above[0].rustc}"
         return f"rustc {rustc} lies between {nearest}, which order the fields in two ways"

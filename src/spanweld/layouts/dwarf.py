@@ -23,7 +23,7 @@ from spanweld.errors import ImageError
 from spanweld.image.elf import MAX_SECTION, Image, Section
 
 MAX_WORK = 4_000_000
-"""Steps before giving up: entries stepped over; what is read of one counts for ten. Some seconds."""
+"""Steps before giving up: entries and attributes stepped over; to read one counts for ten. Some seconds."""
 _READ = 10
 MAX_UNIT = 1 << 26
 """Bytes: a larger unit is not read, and no more than this of all that are read."""
@@ -224,9 +224,10 @@ class Dwarf:
         if shape is None:
             raise LayoutError("an entry of unknown shape")
         attributes: dict[int, tuple[int, int | bytes]] = {}
+        self._spend(len(shape.attributes))
         for attribute, form, constant in shape.attributes:
-            form, value, position = _value(data, position, form, constant)  # noqa: PLW2901
-            attributes[attribute] = (form, value)
+            real_form, value, position = _value(data, position, form, constant)
+            attributes[attribute] = (real_form, value)
         return Entry(self, unit, shape.tag, shape.has_children, attributes, position)
 
     def text(self, entry: Entry, attribute: int) -> str:
@@ -434,6 +435,7 @@ class Dwarf:
             elif shape.size is not None:
                 position += shape.size
             else:
+                self._spend(len(shape.attributes))
                 position = _skip(data, position, shape)
             if shape.has_children:
                 open_paths.append(inner)

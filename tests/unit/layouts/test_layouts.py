@@ -47,7 +47,6 @@ def test_sdk_0_31() -> None:
     [
         ("0.31.0", "1.95.1", "high: generated with rustc 1.95.0"),
         ("0.31.9", "1.95.0", "high: generated with this very SDK and compiler; generated for"),
-        ("0.31.0", "1.999.0", "medium: "),
     ],
 )
 def test_confidence(sdk: str, rustc: str | None, words: str) -> None:
@@ -84,7 +83,7 @@ def test_reasons(sdk: str, rustc: str, target: str, words: str) -> None:
         ("1.80.0", "high: the same with rustc 1.77.0 and 1.95.0, the nearest known"),
         ("1.95.0-beta.1", "medium: generated with rustc 1.95.0"),
         ("1.97.0-nightly", "high: generated with rustc 1.97.0-nightly"),
-        ("1.98.0", "medium: so since rustc 1.77.0, and rustc 1.98.0 is newer than 1.97.0-nightly"),
+        ("1.98.0", "medium: the same from rustc 1.77.0 to 1.97.0-nightly, and rustc 1.98.0 is newer"),
         (None, "low: generated with rustc 1.97.0-nightly, older ones differ"),
     ],
 )
@@ -103,6 +102,17 @@ def test_compilers_in_between(rustc: str | None, words: str, monkeypatch: pytest
     monkeypatch.setattr(layouts, "database", lambda: entries)
     found = lookup("0.31.0", rustc, TARGET)
     assert words in (found if isinstance(found, str) else found.confidence)
+
+
+def test_newest_compiler_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the newest compiler has brought something new, the next one may too."""
+    values = layouts.database()[0].values
+    entries = [
+        layouts.Entry("0.50.0", "1.77.0", TARGET, values),
+        layouts.Entry("0.50.0", "1.95.0", TARGET, {**values, "span_data": 8}),
+    ]
+    monkeypatch.setattr(layouts, "database", lambda: entries)
+    assert _found("0.50.0", "1.96.0").confidence.startswith("low: so with rustc 1.95.0 alone")
 
 
 def test_nearest_patch_release(monkeypatch: pytest.MonkeyPatch) -> None:
