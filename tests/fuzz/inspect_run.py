@@ -44,17 +44,8 @@ MEMORY = 300 << 20
 SILENCE = 300
 """Seconds after which a worker that says nothing is ended."""
 
-# A program of a few lines with all its debug information: the one that is damaged most deeply.
-SOURCE = """
-use std::collections::BTreeMap;
-thread_local! { static SEEN: std::cell::RefCell<BTreeMap<String, u64>> = Default::default(); }
-fn main() {
-    for word in std::env::args() {
-        SEEN.with(|seen| *seen.borrow_mut().entry(word).or_default() += 1);
-    }
-    SEEN.with(|seen| println!("{:?}", seen.borrow()));
-}
-"""
+# The SDK's types in a program of a few lines, with all its debug information.
+DESCRIBED = services.ROOT / "tests/unit/layouts/spans.rs"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +58,17 @@ class Finding:
 
 def executables(folder: Path) -> list[Path]:
     """Services with the SDK, with and without tokio and symbols, and one with debug information."""
-    small = folder / "small"
-    (folder / "small.rs").write_text(SOURCE)
-    subprocess.run(["rustc", "--edition=2021", "-g", "-o", small, folder / "small.rs"], check=True)
+    described = folder / "described"
+    # As from a registry: the version stands in the path.
+    source = folder / "opentelemetry_sdk-0.31.0/src/main.rs"
+    source.parent.mkdir(parents=True)
+    shutil.copy(DESCRIBED, source)
+    command = ("rustc", "--edition=2021", "--crate-name=opentelemetry_sdk", "-g", "-o", described, source)
+    subprocess.run(command, check=True)
     stripped = folder / "stripped"
     users = services.binary("users", "release")
     subprocess.run(["strip", "-o", stripped, users], check=True)
-    return [users, services.binary("sockets", "release"), stripped, small]
+    return [users, services.binary("sockets", "release"), stripped, described]
 
 
 class TooLongError(BaseException):
