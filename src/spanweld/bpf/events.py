@@ -275,7 +275,7 @@ ADOPTION_EVENT = Struct("<IIQIIQQ")
 
 
 class Target(NamedTuple):
-    """struct target, 144 bytes"""
+    """struct target, 160 bytes"""
 
     tokio_task_id: int
     sample_below: int
@@ -286,7 +286,11 @@ class Target(NamedTuple):
     parent_based: int
     wants_manual_spans: int
     builds_late: int
+    context_argument: int
+    parent_argument: int
+    parent_is_id: int
     strangers: int
+    pad: int
     layout_context_trace_id: int
     layout_context_span_id: int
     layout_context_is_remote: int
@@ -319,7 +323,7 @@ class Target(NamedTuple):
     layout_pad_end: int
 
 
-TARGET = Struct("<QQIIIIIIIIHHHHHHHHHHHHHHHHHHHHHHIQQQQQII")
+TARGET = Struct("<QQIIIIIIIIIIIIHHHHHHHHHHHHHHHHHHHHHHIQQQQQII")
 
 
 class ConnectionKey(NamedTuple):
