@@ -12,6 +12,7 @@ import pytest
 from spanweld import layouts
 from spanweld.layouts import SCHEMA, SdkLayout, lookup
 from spanweld.model import SpanKind
+from tools.layouts.generate import DATABASE, Database
 
 TARGET = "x86_64"
 
@@ -137,6 +138,11 @@ def _entries() -> Iterator[tuple[str, str]]:
         for sdk, compilers in entry["generated"].items():
             for rustc in compilers:
                 yield sdk, rustc
+
+
+def test_database_is_as_generated() -> None:
+    """Not edited by hand: each layout once, in the generator's order and form."""
+    assert Database(DATABASE).as_text() == DATABASE.read_text()
 
 
 def test_every_release_is_known() -> None:
