@@ -79,7 +79,7 @@ def test_reasons(sdk: str, rustc: str, target: str, words: str) -> None:
         ("1.62.1", "older than all that its layout is known for (1.63.0 and later)"),
         ("1.63.0", "certain: "),
         ("1.63.1", "high: generated with rustc 1.63.0"),
-        ("1.70.0", "lies between 1.63.0 and 1.77.0, which order the fields in two ways"),
+        ("1.70.0", "lies between 1.63.0 and 1.77.0, which lay out a Span in two ways"),
         ("1.77.0", "certain: "),
         ("1.80.0", "high: the same with rustc 1.77.0 and 1.95.0, the nearest known"),
         ("1.95.0-beta.1", "medium: generated with rustc 1.95.0"),
