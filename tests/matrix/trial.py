@@ -70,7 +70,7 @@ def try_cell(cell: Cell, executable: Path, *, write: str = "stop", requests: int
 
 
 def _reasons(messages: str) -> list[str]:
-    """What the agent said about spans that it leaves alone: in its ready line, or in a line of its own."""
+    """What the agent said besides that it is ready; of the ready line, why it leaves spans alone."""
     reasons = []
     for line in messages.splitlines():
         if not line.startswith("spanweld: "):
