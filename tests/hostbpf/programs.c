@@ -310,9 +310,9 @@ static void enter(int (*program)(struct syscall_enter *), __u64 first, __u64 sec
 	host_leave();
 }
 
-static void leave_call(int (*program)(struct syscall_exit *), __u64 nr, __s64 result)
+static void leave_call(int (*program)(struct syscall_exit *), __s32 nr, __s64 result)
 {
-	struct syscall_exit context = {.nr = nr, .ret = result};
+	struct syscall_exit context = {.nr = nr, .garbage = 0xbad, .ret = result};
 
 	host_enter();
 	program(&context);
