@@ -70,6 +70,7 @@ _COUNTER_TEXTS = {
     events.Counter.ROOTS_UNSAMPLED: "manual roots were left alone: their request is not sampled",
     events.Counter.ROOTS_SIGNAL_BLOCKED: "manual roots were left alone: their thread blocks SIGURG",
     events.Counter.ROOTS_NO_TRACER: "manual roots were left alone: their thread was not traced",
+    events.Counter.ROOTS_OWN_ID: "manual roots were left alone: the service chose their trace ids",
     events.Counter.ROOTS_UNWRITTEN: "manual roots were left alone: their trace id could not be written",
     events.Counter.PARENTS_UNWRITTEN: "adopted roots kept no parent: it could not be written",
 }

@@ -939,7 +939,7 @@ TEST(root_with_an_id_of_the_applications)
 	end(root);
 	CHECK_EQUAL(root->parent_span_id, 0);
 	CHECK_EQUAL(stops, 0);
-	CHECK_EQUAL(host_count(COUNT_ROOTS_UNWRITTEN), 1);
+	CHECK_EQUAL(host_count(COUNT_ROOTS_OWN_ID), 1);
 	CHECK_EQUAL(manual_event(0).relation, MANUAL_OTHER);
 }
 

@@ -47,10 +47,11 @@ class Counter(IntEnum):
     ROOTS_UNSAMPLED = 19
     ROOTS_SIGNAL_BLOCKED = 20
     ROOTS_NO_TRACER = 21
-    ROOTS_UNWRITTEN = 22
-    PARENTS_UNWRITTEN = 23
-    MANUAL_SPANS = 24
-    MAX = 25
+    ROOTS_OWN_ID = 22
+    ROOTS_UNWRITTEN = 23
+    PARENTS_UNWRITTEN = 24
+    MANUAL_SPANS = 25
+    MAX = 26
 
 
 class Adoption(IntEnum):

@@ -530,8 +530,6 @@ static __always_inline int adopt_or_follow(struct target *target, __u32 pid, str
 	if (!is_active)
 		return 0;
 	if (!built->parent_span_id) {
-		__u32 cause = COUNT_ROOTS_UNWRITTEN;
-
 		/* Without new_trace_id, the id is the application's own choice. */
 		if (target->builds_late)
 			start.began = find_late_root(pid, built->context.span_id) != NULL;
@@ -546,11 +544,17 @@ static __always_inline int adopt_or_follow(struct target *target, __u32 pid, str
 				count(COUNT_ROOTS_UNWRITTEN);
 			return 0;
 		}
-		if (!ours && start.began)
-			cause = write_trace_id(target, ctx, built->context_address, &found.server);
-		if (!ours && cause != COUNT_MAX) {
-			count(cause);
+		if (!ours && !start.began) {
+			count(COUNT_ROOTS_OWN_ID);
 			return 0;
+		}
+		if (!ours) {
+			__u32 cause = write_trace_id(target, ctx, built->context_address, &found.server);
+
+			if (cause != COUNT_MAX) {
+				count(cause);
+				return 0;
+			}
 		}
 		span.adopted = 1;
 		span.parent = parent_for(target, &found);
