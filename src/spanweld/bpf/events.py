@@ -49,8 +49,9 @@ class Counter(IntEnum):
     ROOTS_NO_TRACER = 21
     ROOTS_UNWRITTEN = 22
     PARENTS_UNWRITTEN = 23
-    MANUAL_SPANS = 24
-    MAX = 25
+    ROOTS_DROPPED = 24
+    MANUAL_SPANS = 25
+    MAX = 26
 
 
 class Adoption(IntEnum):

@@ -41,7 +41,8 @@ struct root_start {
 	__u8 began; /* new_trace_id was entered */
 	__u8 trace_noted;
 	__u8 span_noted;
-	__u8 pad[5];
+	__u8 counted; /* as dropped, until its span is built */
+	__u8 pad[4];
 };
 
 struct {
@@ -259,7 +260,7 @@ int otel_new_trace_id(struct pt_regs *ctx)
 	struct root_start start = {}, *before;
 	struct active_spans found = {};
 	struct target *target = current_target(&pid);
-	bool has_span_id;
+	bool has_span_id, is_active, sampled;
 	__u64 key;
 
 	if (!may_adopt(target))
@@ -267,16 +268,21 @@ int otel_new_trace_id(struct pt_regs *ctx)
 	before = bpf_map_lookup_elem(&root_starts, &tid);
 	if (before)
 		start = *before;
+	key = current_task_key(target);
+	is_active = find_active(pid, key, &found);
+	sampled = is_active && (found.server.flags & TRACE_FLAG_SAMPLED);
 	has_span_id = start.span_noted;
 	start.began = 1;
 	start.trace_noted = 0;
 	start.sp = ctx->sp;
+	/* Only the sampler comes between here and the span; where spans are built late, much does. */
+	start.counted = sampled && !target->builds_late;
 	bpf_map_update_elem(&root_starts, &tid, &start, BPF_ANY);
-	key = current_task_key(target);
-	if (!find_active(pid, key, &found))
-		return 0;
-	if (!(found.server.flags & TRACE_FLAG_SAMPLED)) {
-		count(COUNT_ROOTS_UNSAMPLED);
+	if (start.counted)
+		count(COUNT_ROOTS_DROPPED);
+	if (!sampled) {
+		if (is_active)
+			count(COUNT_ROOTS_UNSAMPLED);
 		return 0;
 	}
 	if (target->write_mode != WRITE_STOP)
@@ -494,6 +500,9 @@ static __always_inline int adopt_or_follow(struct target *target, __u32 pid, str
 		start = *noted;
 		bpf_map_delete_elem(&root_starts, &tid);
 	}
+	/* What is only recorded will not be exported; a span with a parent is not the root that began. */
+	if (start.counted && !built->parent_span_id && (built->context.flags & TRACE_FLAG_SAMPLED))
+		uncount(COUNT_ROOTS_DROPPED);
 	if (target->adoption == ADOPTION_UNVERIFIED) {
 		if (target->builds_late)
 			verify_late(target, pid, built);
