@@ -259,7 +259,7 @@ class Agent:
 
     def _encode_target(self, target: Target) -> bytes:
         settings, layout = self._settings, target.plan.adopted_layout
-        task_id = target.plan.facts.task_id
+        task_id, arguments = target.plan.facts.task_id, target.plan.arguments
         values = dict.fromkeys(events.Target._fields, 0)
         values.update(
             tokio_task_id=task_id.offset_from_fs & (1 << 64) - 1 if task_id else 0,
@@ -273,6 +273,9 @@ class Agent:
             parent_based=int(settings.sampler.parent_based),
             wants_manual_spans=int("console" in settings.exports),
             builds_late=int(target.plan.seen_late),
+            context_argument=arguments.context if arguments else 0,
+            parent_argument=arguments.parent if arguments else 0,
+            parent_is_id=int(arguments.parent_is_id) if arguments else 0,
         )
         if layout:
             for name in values:

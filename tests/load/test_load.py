@@ -32,7 +32,7 @@ def loaded() -> Iterator[BpfObject]:
 
 
 def test_every_program_belongs_to_a_declared_probe(loaded: BpfObject) -> None:
-    declared = {probe.program for instrumentation in REGISTRY for probe in instrumentation.all_probes}
+    declared = {probe.program for instrumentation in REGISTRY for probe in instrumentation.probes}
     assert set(loaded.programs()) == declared
 
 

@@ -276,7 +276,7 @@ ADOPTION_EVENT = Struct("<IIQIIQQ")
 
 
 class Target(NamedTuple):
-    """struct target, 144 bytes"""
+    """struct target, 160 bytes"""
 
     tokio_task_id: int
     sample_below: int
@@ -287,7 +287,11 @@ class Target(NamedTuple):
     parent_based: int
     wants_manual_spans: int
     builds_late: int
+    context_argument: int
+    parent_argument: int
+    parent_is_id: int
     strangers: int
+    pad: int
     layout_context_trace_id: int
     layout_context_span_id: int
     layout_context_is_remote: int
@@ -320,7 +324,7 @@ class Target(NamedTuple):
     layout_pad_end: int
 
 
-TARGET = Struct("<QQIIIIIIIIHHHHHHHHHHHHHHHHHHHHHHIQQQQQII")
+TARGET = Struct("<QQIIIIIIIIIIIIHHHHHHHHHHHHHHHHHHHHHHIQQQQQII")
 
 
 class ConnectionKey(NamedTuple):

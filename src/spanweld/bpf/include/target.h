@@ -74,7 +74,12 @@ struct target {
 	__u32 wants_manual_spans; /* an exporter shows them */
 	/* Spans get their ids when they start, and are built when they end (tracing-opentelemetry before 0.32). */
 	__u32 builds_late;
+	/* In which arguments build_recording_span gets the new span's context and the parent's (1: rsi … 5: r9). */
+	__u32 context_argument;
+	__u32 parent_argument;
+	__u32 parent_is_id; /* the parent's span id itself is passed, not the address of its context */
 	__u32 strangers; /* late built spans that said nothing of the layout; counted by otel_sdk */
+	__u32 pad;
 	struct sdk_layout layout;
 };
 
