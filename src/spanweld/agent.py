@@ -72,7 +72,7 @@ _COUNTER_TEXTS = {
     events.Counter.ROOTS_NO_TRACER: "manual roots were left alone: their thread was not traced",
     events.Counter.ROOTS_UNWRITTEN: "manual roots were left alone: their trace id could not be written",
     events.Counter.PARENTS_UNWRITTEN: "adopted roots kept no parent: it could not be written",
-    events.Counter.ROOTS_DROPPED: "manual roots are missing in their requests' traces: the service did not sample them",
+    events.Counter.ROOTS_DROPPED: "manual roots were not sampled by the service: their request is",
 }
 
 

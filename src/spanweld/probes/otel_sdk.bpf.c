@@ -41,7 +41,7 @@ struct root_start {
 	__u8 began; /* new_trace_id was entered */
 	__u8 trace_noted;
 	__u8 span_noted;
-	__u8 counted; /* as dropped, until its span is built */
+	__u8 counted; /* as dropped: taken back when its span is built */
 	__u8 pad[4];
 };
 
@@ -500,8 +500,8 @@ static __always_inline int adopt_or_follow(struct target *target, __u32 pid, str
 		start = *noted;
 		bpf_map_delete_elem(&root_starts, &tid);
 	}
-	/* What is only recorded will not be exported; a span with a parent is not the root that began. */
-	if (start.counted && !built->parent_span_id && (built->context.flags & TRACE_FLAG_SAMPLED))
+	/* A span with a parent is not the root that began. */
+	if (start.counted && !built->parent_span_id)
 		uncount(COUNT_ROOTS_DROPPED);
 	if (target->adoption == ADOPTION_UNVERIFIED) {
 		if (target->builds_late)
