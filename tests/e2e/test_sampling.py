@@ -17,14 +17,12 @@ import pytest
 
 from tests.support.client import Connection
 from tests.support.otlp_receiver import ReceivedSpan
-from tests.support.traced import How, Traced
+from tests.support.traced import ROOTS_DROPPED, ROOTS_UNSAMPLED, How, Traced
 from tests.support.traces import assert_child, assert_left_alone, manual_spans, server_spans
 
 pytestmark = [pytest.mark.root]
 
 REQUESTS = 240
-LEFT_ALONE = "manual roots were left alone: their request is not sampled"
-DROPPED = "manual roots were not sampled by the service: their request is"
 
 Shape = Literal["whole", "server alone", "manual alone", "absent"]
 
@@ -149,25 +147,25 @@ class Pair:
 
 PAIRS = {
     "equal ratios": Pair(
-        ratio(0.5), ratio(0.5), frozenset({"whole", "manual alone", "absent"}), (LEFT_ALONE,)
+        ratio(0.5), ratio(0.5), frozenset({"whole", "manual alone", "absent"}), (ROOTS_UNSAMPLED,)
     ),
     "equal ratios, parent-based": Pair(
         parent_ratio(0.5),
         parent_ratio(0.5),
         frozenset({"whole", "server alone", "manual alone", "absent"}),
-        (LEFT_ALONE, DROPPED),
+        (ROOTS_UNSAMPLED, ROOTS_DROPPED),
     ),
     "the agent's is greater": Pair(
         ratio(0.75),
         ratio(0.25),
         frozenset({"whole", "server alone", "manual alone", "absent"}),
-        (LEFT_ALONE, DROPPED),
+        (ROOTS_UNSAMPLED, ROOTS_DROPPED),
     ),
     "the agent's is smaller": Pair(
-        ratio(0.25), ratio(0.75), frozenset({"whole", "manual alone", "absent"}), (LEFT_ALONE,)
+        ratio(0.25), ratio(0.75), frozenset({"whole", "manual alone", "absent"}), (ROOTS_UNSAMPLED,)
     ),
-    "the service's is off": Pair(ON, OFF, frozenset({"server alone"}), (DROPPED,)),
-    "the agent's is off": Pair(OFF, ON, frozenset({"manual alone"}), (LEFT_ALONE,)),
+    "the service's is off": Pair(ON, OFF, frozenset({"server alone"}), (ROOTS_DROPPED,)),
+    "the agent's is off": Pair(OFF, ON, frozenset({"manual alone"}), (ROOTS_UNSAMPLED,)),
 }
 
 
@@ -205,8 +203,8 @@ def test_roots(pair: Pair) -> None:
             assert found.manual[0].trace_id != request.trace_id
             assert pair.service.keeps(found.manual[0].trace_id)
     assert set(shapes) == pair.shapes, shapes
-    assert said(messages, DROPPED) == shapes["server alone"]
-    assert said(messages, LEFT_ALONE) == shapes["manual alone"] + shapes["absent"]
+    assert said(messages, ROOTS_DROPPED) == shapes["server alone"]
+    assert said(messages, ROOTS_UNSAMPLED) == shapes["manual alone"] + shapes["absent"]
 
 
 def expect_remote(
@@ -266,11 +264,11 @@ def test_only_the_service_follows_the_caller() -> None:
         check(request, found)
         roots_alone += not request.has_caller and found.server is None
 
-    shapes, messages = expect_remote(agent, DEFAULT, count, LEFT_ALONE)
+    shapes, messages = expect_remote(agent, DEFAULT, count, ROOTS_UNSAMPLED)
     assert set(shapes) == {"whole", "server alone", "manual alone", "absent"}
     # Spans that continue a caller's trace are no roots.
-    assert said(messages, LEFT_ALONE) == roots_alone
-    assert said(messages, DROPPED) == 0
+    assert said(messages, ROOTS_UNSAMPLED) == roots_alone
+    assert said(messages, ROOTS_DROPPED) == 0
 
 
 def test_a_sampler_of_the_services_own() -> None:
@@ -278,11 +276,11 @@ def test_a_sampler_of_the_services_own() -> None:
 
     ``--simple``: the SDK's batch processor exports what is only recorded.
     """
-    count = 50
-    with Traced("lab", "--simple", says=[f"{count} {DROPPED}"]) as traced:
+    with Traced("lab", "--simple") as traced:
         wait_until_verified(traced)
         names = ("kept", "below-kept", "below-dropped", "below-recorded")
-        for _ in range(count):
+        for _ in range(50):
+            traced.expect_dropped_roots(1)
             seen = traced.see("/by-name/{n}", *names)
             assert_child(seen.manual["kept"], seen.server)
             assert_child(seen.manual["below-kept"], seen.manual["kept"])
