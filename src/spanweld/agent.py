@@ -171,7 +171,11 @@ class Agent:
     def _attach_tracepoints(self, *, for_stop_writer: bool) -> None:
         for instrumentation in REGISTRY:
             for probe in instrumentation.probes:
-                if probe.place is Place.TRACEPOINT and probe.for_stop_writer is for_stop_writer:
+                if probe.place is not Place.TRACEPOINT or probe.for_stop_writer is not for_stop_writer:
+                    continue
+                if probe.tracepoints:
+                    self._links += self._bpf.attach_syscalls(probe.program, probe.tracepoints)
+                else:
                     self._links.append(self._bpf.attach(probe.program))
 
     @property

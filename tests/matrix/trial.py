@@ -59,8 +59,9 @@ def try_cell(cell: Cell, executable: Path, *, write: str = "stop", requests: int
                 numbers,
             )
         except (AssertionError, OSError, ValueError, KeyError) as error:
-            first, _, rest = str(error).partition("\n")
-            return Trial(Verdict.FAILED, f"{type(error).__name__}: {first}", (), rest)
+            # The first line says what was waited for, say, and the last one why it did not come.
+            lines = str(error).splitlines() or [type(error).__name__]
+            return Trial(Verdict.FAILED, " ".join(dict.fromkeys((lines[0], lines[-1]))), (), str(error))
     judgement.problems.update(
         Counter({"requests that failed": len(result.failures), f"exit code {code}": int(code != 0)})
         - Counter()
@@ -70,7 +71,7 @@ def try_cell(cell: Cell, executable: Path, *, write: str = "stop", requests: int
 
 
 def _reasons(messages: str) -> list[str]:
-    """What the agent said about spans that it leaves alone: in its ready line, or in a line of its own."""
+    """What the agent said besides that it is ready; of the ready line, why it leaves spans alone."""
     reasons = []
     for line in messages.splitlines():
         if not line.startswith("spanweld: "):

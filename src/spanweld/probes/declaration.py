@@ -55,7 +55,8 @@ class Probe:
     under this path. ``seen`` are the ways of seeing spans that need it; none: it is always needed.
     ``returned_early``: the stop writer makes the function return at its first
     instruction, which must allow it. ``until_verified``: taken off once the layout is verified, unless
-    spans are built late. ``for_stop_writer``: a tracepoint that only the stop writer needs.
+    spans are built late. ``tracepoints`` are those of system calls (``sys_exit_read``) that a program serves;
+    none: the one that its section names. ``for_stop_writer``: a tracepoint that only the stop writer needs.
     """
 
     program: str
@@ -66,6 +67,7 @@ class Probe:
     seen: tuple[Seen, ...] = ()
     returned_early: bool = False
     until_verified: bool = False
+    tracepoints: tuple[str, ...] = ()
     for_stop_writer: bool = False
 
     def fits(self, release: Release, seen: Seen) -> bool:
