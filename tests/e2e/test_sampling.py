@@ -279,7 +279,7 @@ def test_a_sampler_of_the_services_own() -> None:
     with Traced("lab", "--simple") as traced:
         wait_until_verified(traced)
         names = ("kept", "below-kept", "below-dropped", "below-recorded")
-        for _ in range(50):
+        for _ in range(20):
             traced.expect_dropped_roots(1)
             seen = traced.see("/by-name/{n}", *names)
             assert_child(seen.manual["kept"], seen.server)
