@@ -50,8 +50,9 @@ class Counter(IntEnum):
     ROOTS_OWN_ID = 22
     ROOTS_UNWRITTEN = 23
     PARENTS_UNWRITTEN = 24
-    MANUAL_SPANS = 25
-    MAX = 26
+    ROOTS_DROPPED = 25
+    MANUAL_SPANS = 26
+    MAX = 27
 
 
 class Adoption(IntEnum):

@@ -34,14 +34,16 @@ const volatile bool kernel_writes = false;
 
 /* A root that is starting on a thread. key: thread id. Written and deleted here. */
 struct root_start {
-	__u64 trace_id_low; /* noted when new_trace_id returned */
+	__u64 trace_id_low; /* noted when new_trace_id returned, or handed out by us */
 	__u64 trace_id_high;
 	__u64 span_id; /* noted when new_span_id returned */
 	__u64 sp; /* at the entry of new_trace_id */
 	__u8 began; /* new_trace_id was entered */
 	__u8 trace_noted;
 	__u8 span_noted;
-	__u8 pad[5];
+	__u8 counted; /* as dropped: taken back when its span is built */
+	__u8 fixed; /* new_trace_id was made to return trace_id */
+	__u8 pad[3];
 };
 
 struct {
@@ -259,7 +261,7 @@ int otel_new_trace_id(struct pt_regs *ctx)
 	struct root_start start = {}, *before;
 	struct active_spans found = {};
 	struct target *target = current_target(&pid);
-	bool has_span_id;
+	bool has_span_id, is_active, sampled;
 	__u64 key;
 
 	if (!may_adopt(target))
@@ -267,16 +269,22 @@ int otel_new_trace_id(struct pt_regs *ctx)
 	before = bpf_map_lookup_elem(&root_starts, &tid);
 	if (before)
 		start = *before;
+	key = current_task_key(target);
+	is_active = find_active(pid, key, &found);
+	sampled = is_active && (found.server.flags & TRACE_FLAG_SAMPLED);
 	has_span_id = start.span_noted;
 	start.began = 1;
 	start.trace_noted = 0;
+	start.fixed = 0;
 	start.sp = ctx->sp;
+	/* Only the sampler comes between here and the span; where spans are built late, much does. */
+	start.counted = sampled && !target->builds_late;
 	bpf_map_update_elem(&root_starts, &tid, &start, BPF_ANY);
-	key = current_task_key(target);
-	if (!find_active(pid, key, &found))
-		return 0;
-	if (!(found.server.flags & TRACE_FLAG_SAMPLED)) {
-		count(COUNT_ROOTS_UNSAMPLED);
+	if (start.counted)
+		count(COUNT_ROOTS_DROPPED);
+	if (!sampled) {
+		if (is_active)
+			count(COUNT_ROOTS_UNSAMPLED);
 		return 0;
 	}
 	if (target->write_mode != WRITE_STOP)
@@ -299,7 +307,12 @@ int otel_new_trace_id(struct pt_regs *ctx)
 	request.returns = 1;
 	request.return_low = found.server.trace_id_low;
 	request.return_high = found.server.trace_id_high;
-	ask_to_stop(&request, ctx);
+	if (ask_to_stop(&request, ctx) && !target->builds_late) {
+		start.trace_id_low = request.return_low;
+		start.trace_id_high = request.return_high;
+		start.fixed = 1;
+		bpf_map_update_elem(&root_starts, &tid, &start, BPF_ANY);
+	}
 	return 0;
 }
 
@@ -494,6 +507,13 @@ static __always_inline int adopt_or_follow(struct target *target, __u32 pid, str
 		start = *noted;
 		bpf_map_delete_elem(&root_starts, &tid);
 	}
+	/* The root that began was dropped by its sampler, and this is another, with ids set by hand. */
+	if (start.fixed && (start.trace_id_low != built->context.trace_id_low ||
+			    start.trace_id_high != built->context.trace_id_high))
+		start = (struct root_start){};
+	/* A span with a parent is not the root that began. */
+	if (start.counted && !built->parent_span_id)
+		uncount(COUNT_ROOTS_DROPPED);
 	if (target->adoption == ADOPTION_UNVERIFIED) {
 		if (target->builds_late)
 			verify_late(target, pid, built);

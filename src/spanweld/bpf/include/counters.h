@@ -28,6 +28,7 @@ enum counter {
 	COUNT_ROOTS_OWN_ID, /* roots left alone: the service chose their trace id */
 	COUNT_ROOTS_UNWRITTEN, /* roots left alone: a write was asked for and did not happen */
 	COUNT_PARENTS_UNWRITTEN, /* adopted roots whose parent could not be written */
+	COUNT_ROOTS_DROPPED, /* roots in a sampled request of which the service built no span */
 	COUNT_MANUAL_SPANS, /* manual spans seen to end */
 	COUNT_MAX,
 };
