@@ -943,25 +943,6 @@ TEST(root_with_an_id_of_the_applications)
 	CHECK_EQUAL(manual_event(0).relation, MANUAL_OTHER);
 }
 
-TEST(root_with_an_id_of_the_applications_after_one_that_was_dropped)
-{
-	struct sdk_context own = {.trace_id_low = 5, .trace_id_high = 6, .span_id = 7, .flags = 1};
-	struct sdk_context dropped = {};
-	struct sdk_span *root;
-
-	start();
-	in(GET);
-	new_trace_id(&dropped);
-	CHECK_EQUAL(stops, 1);
-	root = build(NULL, &own);
-	CHECK_EQUAL(root->context.trace_id_low, 5);
-	end(root);
-	CHECK_EQUAL(root->parent_span_id, 0);
-	CHECK_EQUAL(stops, 1);
-	CHECK_EQUAL(host_count(COUNT_ROOTS_OWN_ID), 1);
-	CHECK_EQUAL(host_count(COUNT_ROOTS_DROPPED), 1);
-}
-
 TEST(unsampled_request_adopts_nothing)
 {
 	struct target settings = sdk_target;

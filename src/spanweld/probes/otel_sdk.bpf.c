@@ -34,7 +34,7 @@ const volatile bool kernel_writes = false;
 
 /* A root that is starting on a thread. key: thread id. Written and deleted here. */
 struct root_start {
-	__u64 trace_id_low; /* noted when new_trace_id returned, or handed out by us */
+	__u64 trace_id_low; /* noted when new_trace_id returned */
 	__u64 trace_id_high;
 	__u64 span_id; /* noted when new_span_id returned */
 	__u64 sp; /* at the entry of new_trace_id */
@@ -42,8 +42,7 @@ struct root_start {
 	__u8 trace_noted;
 	__u8 span_noted;
 	__u8 counted; /* as dropped: taken back when its span is built */
-	__u8 fixed; /* new_trace_id was made to return trace_id */
-	__u8 pad[3];
+	__u8 pad[4];
 };
 
 struct {
@@ -275,7 +274,6 @@ int otel_new_trace_id(struct pt_regs *ctx)
 	has_span_id = start.span_noted;
 	start.began = 1;
 	start.trace_noted = 0;
-	start.fixed = 0;
 	start.sp = ctx->sp;
 	/* Only the sampler comes between here and the span; where spans are built late, much does. */
 	start.counted = sampled && !target->builds_late;
@@ -307,12 +305,7 @@ int otel_new_trace_id(struct pt_regs *ctx)
 	request.returns = 1;
 	request.return_low = found.server.trace_id_low;
 	request.return_high = found.server.trace_id_high;
-	if (ask_to_stop(&request, ctx) && !target->builds_late) {
-		start.trace_id_low = request.return_low;
-		start.trace_id_high = request.return_high;
-		start.fixed = 1;
-		bpf_map_update_elem(&root_starts, &tid, &start, BPF_ANY);
-	}
+	ask_to_stop(&request, ctx);
 	return 0;
 }
 
@@ -507,10 +500,6 @@ static __always_inline int adopt_or_follow(struct target *target, __u32 pid, str
 		start = *noted;
 		bpf_map_delete_elem(&root_starts, &tid);
 	}
-	/* The root that began was dropped by its sampler, and this is another, with ids set by hand. */
-	if (start.fixed && (start.trace_id_low != built->context.trace_id_low ||
-			    start.trace_id_high != built->context.trace_id_high))
-		start = (struct root_start){};
 	/* A span with a parent is not the root that began. */
 	if (start.counted && !built->parent_span_id)
 		uncount(COUNT_ROOTS_DROPPED);
