@@ -25,6 +25,7 @@ STRUCTS = (
     "manual_span_event",
     "manual_root_event",
     "adoption_event",
+    "span_sample_event",
     "target",
     "connection_key",
     "listening_key",

@@ -60,7 +60,8 @@ class Plan:
     ``layout`` is a sentence where there is none. ``why_no_adoption`` is empty if manual spans are adopted.
     ``arguments`` are those of build_recording_span, None unless spans are seen there.
     ``seen_late``: what is known of a span before its end are its ids, either since ``tracing`` spans
-    are built when they end, or since only what processors are given at its end can be seen.
+    are built when they end, or since only what processors are given at its end can be seen. ``learns``: with
+    no layout, it is learned in the process, and until then nothing is adopted.
     """
 
     facts: ImageFacts
@@ -71,6 +72,7 @@ class Plan:
     arguments: SpanArguments | None
     why_no_adoption: str
     seen_late: bool
+    learns: bool = False
 
     @property
     def points(self) -> tuple[AttachPoint, ...]:
@@ -101,13 +103,19 @@ def plan_for(image: Image, facts: ImageFacts) -> Plan:
         versions = (layout.sdk,)
     release = release_of(versions[0]) if len(versions) == 1 else None
     why = _why_not_rust(facts) or _why_unknown(versions, release)
-    if not why and isinstance(layout, str):
-        why = layout
     why = why or _why_tasks_are_unknown(image, facts)
     # What is not known is taken for the newest.
     ways = list(_ways(image, release or Release(sys.maxsize, 0), layout))
     why = why or next((way.contradiction for way in ways if way.contradiction), "")
     way = next((way for way in ways if not way.why_not), ways[0])
+    seen_late = way.seen is Seen.EXPORTED or otel_sdk.builds_late(facts.crates)
+    learns = isinstance(layout, str) and not why
+    if learns:
+        # A layout is learned of the finished Span.
+        way = next(way for way in ways if way.seen is Seen.RETURNED)
+        seen_late = otel_sdk.builds_late(facts.crates)
+        why = _why_not_learned(facts, seen_late=seen_late)
+        why = f"{layout}, and {why}" if why else ""
     return Plan(
         facts=facts,
         sdk_versions=versions,
@@ -116,7 +124,8 @@ def plan_for(image: Image, facts: ImageFacts) -> Plan:
         seen=way.seen,
         arguments=way.arguments,
         why_no_adoption=why or way.why_not,
-        seen_late=way.seen is Seen.EXPORTED or otel_sdk.builds_late(facts.crates),
+        seen_late=seen_late,
+        learns=learns and not why and not way.why_not,
     )
 
 
@@ -200,6 +209,12 @@ def _why_unknown(versions: tuple[str, ...], release: Release | None) -> str:
     if release is None or release < otel_sdk.OLDEST:
         return f"opentelemetry_sdk {versions[0]} is not known ({otel_sdk.OLDEST} and newer are)"
     return ""
+
+
+def _why_not_learned(facts: ImageFacts, *, seen_late: bool) -> str:
+    if not facts.has_symbols:
+        return "it is not learned without symbols"
+    return "it is not learned where spans are built when they end" if seen_late else ""
 
 
 def _why_tasks_are_unknown(image: Image, facts: ImageFacts) -> str:

@@ -547,6 +547,34 @@ long bpf_ringbuf_output(void *ring, void *data, unsigned long long size, unsigne
 	return 0;
 }
 
+static __u32
+	reserved_size; /* of the one event that is being written, by a program that cannot be interrupted there */
+
+void *bpf_ringbuf_reserve(void *ring, unsigned long long size, unsigned long long flags)
+{
+	if (map_at(ring)->type != BPF_MAP_TYPE_RINGBUF || flags)
+		host_fail("not a ring buffer");
+	if (++host.rings == host.fail_ring || host.fail_every_ring)
+		return NULL;
+	if (nr_events == EVENTS_MAX)
+		host_fail("too many events");
+	reserved_size = (__u32)size;
+	return host_allocate(size);
+}
+
+void bpf_ringbuf_submit(void *data, unsigned long long flags)
+{
+	host.ring_wakeups += flags == BPF_RB_FORCE_WAKEUP;
+	events[nr_events].size = reserved_size;
+	events[nr_events++].bytes = data;
+}
+
+void bpf_ringbuf_discard(void *data, unsigned long long flags)
+{
+	(void)flags;
+	host_free(data);
+}
+
 unsigned long long bpf_ringbuf_query(void *ring, unsigned long long flags)
 {
 	if (map_at(ring)->type != BPF_MAP_TYPE_RINGBUF || flags != BPF_RB_AVAIL_DATA)

@@ -250,7 +250,8 @@ static void end(struct sdk_span *span)
 /* Where build_with_context is all that can be seen, and only its returned Span shows the ids. */
 static struct sdk_span *old_start_span(const struct sdk_context *parent)
 {
-	struct sdk_span *span = sdk_allocate(sizeof(*span));
+	/* It is a part of something larger, as a stack is, when it is sampled. */
+	struct sdk_span *span = sdk_allocate(SPAN_SAMPLE_SIZE);
 	struct sdk_context own = {.flags = 1}, none = {};
 
 	probe(PROBE_BUILD_WITH_CONTEXT, (struct host_registers){.di = (__u64)span}, NULL);
@@ -408,6 +409,146 @@ TEST(old_sdk_roots_and_children)
 	CHECK_EQUAL(host_map_count("builds"), 0);
 	CHECK_EQUAL(host_map_count("manual_spans"), 0);
 	CHECK_EQUAL(host_count(COUNT_ROOTS_ADOPTED), 4);
+}
+
+/* ---- layouts that are learned */
+
+TEST(while_the_layout_is_learned_samples_are_sent_and_nothing_else_is_done)
+{
+	struct target settings = sdk_target;
+	const struct span_sample_event *sample;
+	struct sdk_span *root, *child;
+
+	settings.adoption = ADOPTION_LEARNING;
+	memset(&settings.layout, 0xff, sizeof(settings.layout));
+	start_with(&settings);
+	in(GET);
+	new_span_id(); /* of no span */
+	root = old_start_span(NULL);
+	child = old_start_span(&root->context);
+	end(child);
+	end(root);
+	CHECK_EQUAL(host_events(), 2);
+	sample = event_of_kind(EVENT_SPAN_SAMPLE, 0);
+	CHECK_EQUAL(sample->number, 0);
+	CHECK(sample->began && sample->trace_noted && sample->span_noted);
+	CHECK_EQUAL(sample->trace_id_low, root->context.trace_id_low);
+	CHECK_EQUAL(sample->trace_id_high, root->context.trace_id_high);
+	CHECK_EQUAL(sample->span_id, root->context.span_id);
+	CHECK(!memcmp(sample->memory, root, offsetof(struct sdk_span, data)));
+	sample = event_of_kind(EVENT_SPAN_SAMPLE, 1);
+	CHECK_EQUAL(sample->number, 1);
+	CHECK(!sample->began && !sample->trace_noted && sample->span_noted);
+	CHECK_EQUAL(sample->span_id, child->context.span_id);
+	CHECK_EQUAL(root->parent_span_id, 0);
+	CHECK_EQUAL(stops, 0);
+	CHECK_EQUAL(target->adoption, ADOPTION_LEARNING);
+	CHECK_EQUAL(active_of(17).span_id, server_of(17).span_id);
+	CHECK_EQUAL(host_map_count("root_starts"), 0);
+	CHECK_EQUAL(host_map_count("builds"), 0);
+	for (int i = 2; i < SPAN_SAMPLES_MAX + 10; i++) {
+		host_unmap_memory(root);
+		host_free(root);
+		root = old_start_span(NULL);
+	}
+	CHECK_EQUAL(events_of_kind(EVENT_SPAN_SAMPLE), SPAN_SAMPLES_MAX);
+}
+
+TEST(a_span_that_cannot_be_read_whole_is_no_sample)
+{
+	struct target settings = sdk_target;
+
+	settings.adoption = ADOPTION_LEARNING;
+	start_with(&settings);
+	host.fail_read_user = 1;
+	old_start_span(NULL);
+	CHECK_EQUAL(host_events(), 0);
+	CHECK_EQUAL(host_count(COUNT_READ_FAULT), 1);
+	host.fail_every_ring = true;
+	old_start_span(NULL);
+	CHECK_EQUAL(host_count(COUNT_EVENT_LOST), 1);
+	CHECK_EQUAL(host_map_count("root_starts"), 0);
+}
+
+/* What layouts/learned.py knows in the end. */
+static struct target learned_target(void)
+{
+	struct target settings = sdk_target;
+
+	settings.adoption = ADOPTION_UNVERIFIED;
+	settings.wants_manual_spans = 0;
+	memset(&settings.layout, 0xff, sizeof(settings.layout));
+	settings.layout.span_context = 0;
+	settings.layout.context_trace_id = offsetof(struct sdk_span, context.trace_id_low);
+	settings.layout.context_span_id = offsetof(struct sdk_span, context.span_id);
+	settings.layout.context_flags = offsetof(struct sdk_span, context.flags);
+	settings.layout.span_parent_id = offsetof(struct sdk_span, parent_span_id);
+	settings.layout.span_start_seconds = offsetof(struct sdk_span, start_seconds);
+	settings.layout.span_start_nanos = offsetof(struct sdk_span, start_nanos);
+	settings.layout.span_data_size = 0;
+	settings.layout.span_status_size = 0;
+	return settings;
+}
+
+TEST(with_a_layout_that_was_learned)
+{
+	struct target settings = learned_target();
+	struct sdk_span *root, *child, *other;
+	struct span_frame server;
+
+	start_with(&settings);
+	in(GET);
+	server = server_of(17);
+	for (int i = 0; i < 2; i++) {
+		root = old_start_span(NULL);
+		CHECK_EQUAL(target->adoption, ADOPTION_VERIFIED);
+		CHECK_IN_TRACE(root, server);
+		CHECK_EQUAL(active_of(17).span_id, root->context.span_id);
+		child = old_start_span(&root->context);
+		CHECK_EQUAL(active_of(17).span_id, child->context.span_id);
+		end(child);
+		CHECK_EQUAL(child->parent_span_id, root->context.span_id);
+		end(root);
+		CHECK_EQUAL(root->parent_span_id, server.span_id);
+		/* What has ended is not seen to have: it is not known any more. */
+		root->parent_span_id = 0;
+		end(root);
+		CHECK_EQUAL(root->parent_span_id, 0);
+		CHECK_EQUAL(active_of(17).span_id, server.span_id);
+	}
+	CHECK_EQUAL(host_count(COUNT_ROOTS_ADOPTED), 2);
+	CHECK_EQUAL(host_count(COUNT_READ_FAULT), 0);
+	other = sdk_allocate(SPAN_SAMPLE_SIZE); /* of no request */
+	end(other);
+	out(OK);
+	CHECK_EQUAL(host_live_slots(PID), 0);
+	CHECK_EQUAL(host_map_count("manual_spans"), 0);
+	CHECK_EQUAL(events_of_kind(EVENT_MANUAL_SPAN), 0);
+}
+
+/* Of a span that does not record, only the ids are there: what lies where its parent would be may be anything. */
+TEST(with_a_layout_that_was_learned_what_is_not_sampled_is_left_alone)
+{
+	struct target settings = learned_target();
+	struct sdk_context own = {}, none = {.span_id = 0x77};
+	struct sdk_span *span;
+
+	settings.adoption = ADOPTION_VERIFIED;
+	settings.write_mode = WRITE_KERNEL;
+	start_with(&settings);
+	host_kernel_writes(true);
+	in(GET);
+	span = sdk_allocate(SPAN_SAMPLE_SIZE);
+	probe(PROBE_BUILD_WITH_CONTEXT, (struct host_registers){.di = (__u64)span}, NULL);
+	own.span_id = new_span_id();
+	new_trace_id(&own);
+	fill_span(span, &none, &own);
+	probe(PROBE_BUILD_WITH_CONTEXT_RETURNS, (struct host_registers){.ax = 1}, NULL);
+	CHECK_EQUAL(target->adoption, ADOPTION_VERIFIED);
+	CHECK_EQUAL(span->context.trace_id_low, own.trace_id_low);
+	CHECK_EQUAL(active_of(17).span_id, server_of(17).span_id);
+	end(span);
+	CHECK_EQUAL(span->parent_span_id, 0x77);
 }
 
 /* A processor's on_start is user code within build_with_context, and may start spans of its own. */

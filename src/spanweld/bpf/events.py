@@ -20,6 +20,7 @@ class EventKind(IntEnum):
     MANUAL_SPAN = 3
     MANUAL_ROOT = 4
     ADOPTION = 5
+    SPAN_SAMPLE = 6
 
 
 class Counter(IntEnum):
@@ -62,6 +63,7 @@ class Adoption(IntEnum):
     UNVERIFIED = 1
     VERIFIED = 2
     MISMATCH = 3
+    LEARNING = 4
 
 
 class AdoptMode(IntEnum):
@@ -276,6 +278,26 @@ class AdoptionEvent(NamedTuple):
 ADOPTION_EVENT = Struct("<IIQIIQQ")
 
 
+class SpanSampleEvent(NamedTuple):
+    """struct span_sample_event, 496 bytes"""
+
+    head_kind: int
+    head_pid: int
+    head_at: int
+    trace_id_low: int
+    trace_id_high: int
+    span_id: int
+    number: int
+    began: int
+    trace_noted: int
+    span_noted: int
+    pad: int
+    memory: bytes
+
+
+SPAN_SAMPLE_EVENT = Struct("<IIQQQQIBBBB448s")
+
+
 class Target(NamedTuple):
     """struct target, 160 bytes"""
 
@@ -292,6 +314,7 @@ class Target(NamedTuple):
     parent_argument: int
     parent_is_id: int
     strangers: int
+    samples: int
     pad: int
     layout_context_trace_id: int
     layout_context_span_id: int

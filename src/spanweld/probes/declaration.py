@@ -102,7 +102,23 @@ class AdoptionChanged:
     mismatch: str
 
 
-Decoded = Span | ConnectionOpaque | ManualRoot | AdoptionChanged
+@dataclass(frozen=True, slots=True)
+class SpanSample:
+    """A span of the SDK as it was built, to learn the layout by.
+
+    The ids are those that the generator returned for it; None where it was not asked. ``number`` counts
+    the samples of the target, from 0.
+    """
+
+    number: int
+    root: bool
+    trace_id: int | None
+    span_id: int | None
+    unix_ns: int
+    memory: bytes
+
+
+Decoded = Span | ConnectionOpaque | ManualRoot | AdoptionChanged | SpanSample
 Decoder = Callable[[bytes, Clock, Mapping[int, int]], Decoded]
 """Takes an event's bytes, the clock, and the target's table from stored span kind to SpanKind."""
 

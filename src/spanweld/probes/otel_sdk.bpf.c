@@ -14,6 +14,9 @@
  * these ids, when it ends, children first. So the trace id of such a root can only be fixed at its source,
  * and what its parent is to be is kept under its span id until then (target.builds_late).
  *
+ * Where nobody knows the layout, spans that were just built are sent to the agent, with the ids that were
+ * generated for them, until it has learned where those lie (layouts/learned.py).
+ *
  * Uprobe programs may be preempted: no per-CPU scratch here.
  */
 #include "maps.bpf.h"
@@ -146,9 +149,11 @@ static __always_inline bool read_integer(__u64 *value, __u64 address, __u32 size
 static __always_inline bool read_span_context(struct span_context *context, const struct sdk_layout *layout,
 					      __u64 address)
 {
+	context->is_remote = 0;
 	if (bpf_probe_read_user(&context->trace_id_low, 16, (void *)(address + layout->context_trace_id)) ||
 	    !read_u64(&context->span_id, address + layout->context_span_id) ||
-	    bpf_probe_read_user(&context->is_remote, 1, (void *)(address + layout->context_is_remote)) ||
+	    (layout->context_is_remote != LAYOUT_ABSENT &&
+	     bpf_probe_read_user(&context->is_remote, 1, (void *)(address + layout->context_is_remote))) ||
 	    bpf_probe_read_user(&context->flags, 1, (void *)(address + layout->context_flags))) {
 		count(COUNT_READ_FAULT);
 		return false;
@@ -156,9 +161,30 @@ static __always_inline bool read_span_context(struct span_context *context, cons
 	return true;
 }
 
+/* Whether the Span at an address has ended or never recorded; false where that cannot be told by itself. */
+static __always_inline bool has_no_data(const struct sdk_layout *layout, __u64 span)
+{
+	__u64 data;
+
+	if (!layout->span_data_size)
+		return false;
+	if (!read_integer(&data, span + layout->span_data, layout->span_data_size)) {
+		count(COUNT_READ_FAULT);
+		return true;
+	}
+	return data == layout->span_data_none;
+}
+
 static __always_inline bool may_adopt(const struct target *target)
 {
 	return target && target->adoption != ADOPTION_NONE && target->adoption != ADOPTION_MISMATCH;
+}
+
+/* Whether generated ids are noted, to be compared with the span that is built. */
+static __always_inline bool notes_ids(const struct target *target)
+{
+	return target && (target->adoption == ADOPTION_UNVERIFIED || target->adoption == ADOPTION_LEARNING ||
+			  target->builds_late);
 }
 
 static __always_inline void change_adoption(struct target *target, __u32 pid, __u32 from, __u32 to, __u32 what,
@@ -269,7 +295,7 @@ int otel_new_trace_id(struct pt_regs *ctx)
 	if (before)
 		start = *before;
 	key = current_task_key(target);
-	is_active = find_active(pid, key, &found);
+	is_active = target->adoption != ADOPTION_LEARNING && find_active(pid, key, &found);
 	sampled = is_active && (found.server.flags & TRACE_FLAG_SAMPLED);
 	has_span_id = start.span_noted;
 	start.began = 1;
@@ -317,7 +343,7 @@ int otel_new_trace_id_returns(struct pt_regs *ctx)
 	struct root_start *start;
 	struct target *target = current_target(&pid);
 
-	if (!target || (target->adoption != ADOPTION_UNVERIFIED && !target->builds_late))
+	if (!notes_ids(target))
 		return 0;
 	start = bpf_map_lookup_elem(&root_starts, &tid);
 	/* Where the function leaves by a jump, the `ret` is another's, which others may call too. */
@@ -339,7 +365,7 @@ int otel_new_span_id_returns(struct pt_regs *ctx)
 	struct root_start start = {};
 	struct target *target = current_target(&pid);
 
-	if (!target || (target->adoption != ADOPTION_UNVERIFIED && !target->builds_late))
+	if (!notes_ids(target))
 		return 0;
 	start.span_id = ctx->ax;
 	start.span_noted = 1;
@@ -636,6 +662,41 @@ int otel_build_recording_span(struct pt_regs *ctx)
 	return adopt_or_follow(target, pid, ctx, &built);
 }
 
+/* For the agent to learn the layout by. */
+static __always_inline void send_sample(struct target *target, __u32 pid, __u32 tid, __u64 span)
+{
+	struct root_start *start = bpf_map_lookup_elem(&root_starts, &tid);
+	struct span_sample_event *event;
+	__u32 number = __sync_fetch_and_add(&target->samples, 1);
+
+	if (number >= SPAN_SAMPLES_MAX)
+		return;
+	event = bpf_ringbuf_reserve(&events, sizeof(*event), 0);
+	if (!event) {
+		count(COUNT_EVENT_LOST);
+		return;
+	}
+	__builtin_memset(event, 0, sizeof(*event));
+	event->head.kind = EVENT_SPAN_SAMPLE;
+	event->head.pid = pid;
+	event->head.at = bpf_ktime_get_ns();
+	event->number = number;
+	if (start) {
+		event->trace_id_low = start->trace_id_low;
+		event->trace_id_high = start->trace_id_high;
+		event->span_id = start->span_id;
+		event->began = start->began;
+		event->trace_noted = start->trace_noted;
+		event->span_noted = start->span_noted;
+	}
+	if (bpf_probe_read_user(event->memory, sizeof(event->memory), (void *)span)) {
+		count(COUNT_READ_FAULT);
+		bpf_ringbuf_discard(event, BPF_RB_NO_WAKEUP);
+		return;
+	}
+	bpf_ringbuf_submit(event, BPF_RB_NO_WAKEUP);
+}
+
 /* rdi = the place of the Span that is returned. */
 SEC("uprobe")
 int otel_build_with_context(struct pt_regs *ctx)
@@ -643,11 +704,15 @@ int otel_build_with_context(struct pt_regs *ctx)
 	struct build_key key = {};
 	__u64 address = ctx->di;
 	__u32 pid;
+	struct target *target = current_target(&pid);
 
-	if (!may_adopt(current_target(&pid)))
+	if (!may_adopt(target))
 		return 0;
 	key.sp = ctx->sp;
 	key.tid = bpf_get_current_pid_tgid();
+	/* What was generated before this call is not this span's. */
+	if (target->adoption == ADOPTION_LEARNING)
+		bpf_map_delete_elem(&root_starts, &key.tid);
 	bpf_map_update_elem(&builds, &key, &address, BPF_ANY);
 	return 0;
 }
@@ -658,7 +723,7 @@ int otel_build_with_context_returns(struct pt_regs *ctx)
 {
 	struct built_span built = {};
 	struct build_key key = {};
-	__u64 *address, span, data;
+	__u64 *address, span;
 	__u32 pid;
 	struct target *target = current_target(&pid);
 
@@ -671,15 +736,19 @@ int otel_build_with_context_returns(struct pt_regs *ctx)
 		return 0; /* it was entered before the probe was there */
 	span = *address;
 	bpf_map_delete_elem(&builds, &key);
-	if (!read_integer(&data, span + target->layout.span_data, target->layout.span_data_size)) {
-		count(COUNT_READ_FAULT);
+	if (target->adoption == ADOPTION_LEARNING) {
+		send_sample(target, pid, key.tid, span);
+		bpf_map_delete_elem(&root_starts, &key.tid);
 		return 0;
 	}
-	if (data == target->layout.span_data_none)
+	if (has_no_data(&target->layout, span))
 		return 0; /* not recording */
 	built.from_span = true;
 	built.context_address = span + target->layout.span_context;
 	if (!read_span_context(&built.context, &target->layout, built.context_address))
+		return 0;
+	/* Where span_data is not known: a sampled span is recording, of others that cannot be told. */
+	if (!target->layout.span_data_size && !(built.context.flags & TRACE_FLAG_SAMPLED))
 		return 0;
 	if (!read_u64(&built.parent_span_id, span + target->layout.span_parent_id)) {
 		count(COUNT_READ_FAULT);
@@ -754,8 +823,12 @@ static __always_inline bool read_span(struct manual_span_event *event, const str
 
 	if (!read_u64(&event->parent_span_id, address + layout->span_parent_id) ||
 	    !read_u64(&event->start_seconds, address + layout->span_start_seconds) ||
-	    bpf_probe_read_user(&event->start_nanos, 4, (void *)(address + layout->span_start_nanos)) ||
-	    !read_u64(&name, name_pointer) || !read_u64(&length, name_length) ||
+	    bpf_probe_read_user(&event->start_nanos, 4, (void *)(address + layout->span_start_nanos)))
+		return false;
+	/* Of a layout that was learned, no more is known. */
+	if (!layout->span_status_size)
+		return true;
+	if (!read_u64(&name, name_pointer) || !read_u64(&length, name_length) ||
 	    !read_integer(&status, address + layout->span_status, layout->span_status_size) ||
 	    bpf_probe_read_user(&event->kind, 1, (void *)(address + layout->span_kind)))
 		return false;
@@ -841,23 +914,20 @@ int otel_ensure_ended_and_exported(struct pt_regs *ctx)
 	struct manual_span_key span_key = {};
 	struct span_context context = {};
 	struct manual_span *known;
-	__u64 data = 0;
 	__u32 pid;
 	struct target *target = current_target(&pid);
 
 	if (!target || target->adoption != ADOPTION_VERIFIED)
 		return 0;
-	if (!read_integer(&data, ctx->di + target->layout.span_data, target->layout.span_data_size)) {
-		count(COUNT_READ_FAULT);
-		return 0;
-	}
-	if (data == target->layout.span_data_none)
+	if (has_no_data(&target->layout, ctx->di))
 		return 0; /* ended before, or never recorded */
 	if (!read_span_context(&context, &target->layout, ctx->di + target->layout.span_context))
 		return 0;
 	span_key.span_id = context.span_id;
 	span_key.pid = pid;
 	known = bpf_map_lookup_elem(&manual_spans, &span_key);
+	if (!known && !target->layout.span_data_size)
+		return 0; /* of another trace, or ended before: that cannot be told */
 	/* It has ended, whatever else can be read of it. */
 	if (known)
 		end_span(pid, known->task_key, context.span_id);
@@ -1008,6 +1078,7 @@ int otel_signal_merged(struct bpf_raw_tracepoint_args *ctx)
 FOR_THE_AGENT(struct manual_span_event, manual_span_event);
 FOR_THE_AGENT(struct manual_root_event, manual_root_event);
 FOR_THE_AGENT(struct adoption_event, adoption_event);
+FOR_THE_AGENT(struct span_sample_event, span_sample_event);
 FOR_THE_AGENT(enum manual_relation, manual_relation);
 FOR_THE_AGENT(enum manual_status, manual_status);
 FOR_THE_AGENT(enum layout_check, layout_check);

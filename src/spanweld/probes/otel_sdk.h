@@ -5,6 +5,8 @@
 #include "event.h"
 
 #define SPAN_NAME_MAX 96
+#define SPAN_SAMPLE_SIZE 448
+#define SPAN_SAMPLES_MAX 4000
 
 /* How the SDK's span stands to the agent's. */
 enum manual_relation {
@@ -59,6 +61,20 @@ struct adoption_event {
 	__u64 found;
 };
 
+/* EVENT_SPAN_SAMPLE: a Span that was just built, and what was generated for it within that call. */
+struct span_sample_event {
+	struct event_head head;
+	__u64 trace_id_low; /* if trace_noted */
+	__u64 trace_id_high;
+	__u64 span_id; /* if span_noted */
+	__u32 number; /* of the target's samples, from 0 */
+	__u8 began; /* new_trace_id was called: it is a root */
+	__u8 trace_noted;
+	__u8 span_noted;
+	__u8 pad;
+	__u8 memory[SPAN_SAMPLE_SIZE]; /* from the Span's address on; what lies behind it, too */
+};
+
 enum layout_check {
 	CHECK_TRACE_ID = 1, /* of the span context that is handed to build_recording_span */
 	CHECK_SPAN_ID,
@@ -70,5 +86,6 @@ enum layout_check {
 _Static_assert(sizeof(struct manual_span_event) == 16 + 6 * 8 + 8 + 8 + SPAN_NAME_MAX, "no hidden padding");
 _Static_assert(sizeof(struct manual_root_event) == 56, "no hidden padding");
 _Static_assert(sizeof(struct adoption_event) == 40, "no hidden padding");
+_Static_assert(sizeof(struct span_sample_event) == 16 + 3 * 8 + 8 + SPAN_SAMPLE_SIZE, "no hidden padding");
 
 #endif

@@ -9,6 +9,7 @@ from spanweld.bpf.events import (
     ADOPTION_EVENT,
     MANUAL_ROOT_EVENT,
     MANUAL_SPAN_EVENT,
+    SPAN_SAMPLE_EVENT,
     AdoptionEvent,
     EventKind,
     LayoutCheck,
@@ -16,6 +17,7 @@ from spanweld.bpf.events import (
     ManualRootEvent,
     ManualSpanEvent,
     ManualStatus,
+    SpanSampleEvent,
 )
 from spanweld.bpf.events import Adoption as AdoptionState
 from spanweld.model import (
@@ -36,6 +38,7 @@ from spanweld.probes.declaration import (
     Probe,
     Release,
     Seen,
+    SpanSample,
     release_of,
 )
 
@@ -92,6 +95,19 @@ def decode_adoption(data: bytes, clock: Clock, span_kinds: Mapping[int, int]) ->
     if event.adoption == AdoptionState.VERIFIED:
         return AdoptionChanged("")
     return AdoptionChanged(f"{_MISMATCH[LayoutCheck(event.what)]} is not where the layout says")
+
+
+def decode_span_sample(data: bytes, clock: Clock, span_kinds: Mapping[int, int]) -> Decoded:  # noqa: ARG001
+    """EVENT_SPAN_SAMPLE -> a span as it was built, with the ids that were generated for it."""
+    event = SpanSampleEvent._make(SPAN_SAMPLE_EVENT.unpack(data))
+    return SpanSample(
+        number=event.number,
+        root=bool(event.began),
+        trace_id=event.trace_id_high << 64 | event.trace_id_low if event.trace_noted else None,
+        span_id=event.span_id if event.span_noted else None,
+        unix_ns=clock.unix_ns(event.head_at),
+        memory=event.memory,
+    )
 
 
 OLDEST = Release(0, 17)
@@ -223,5 +239,6 @@ INSTRUMENTATION = Instrumentation(
         EventKind.MANUAL_SPAN: decode_manual_span,
         EventKind.MANUAL_ROOT: decode_manual_root,
         EventKind.ADOPTION: decode_adoption,
+        EventKind.SPAN_SAMPLE: decode_span_sample,
     },
 )

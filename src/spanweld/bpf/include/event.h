@@ -8,6 +8,7 @@ enum event_kind {
 	EVENT_MANUAL_SPAN = 3,
 	EVENT_MANUAL_ROOT = 4,
 	EVENT_ADOPTION = 5,
+	EVENT_SPAN_SAMPLE = 6,
 };
 
 struct event_head {

@@ -13,12 +13,16 @@ enum write_mode {
 	WRITE_STOP = 2,
 };
 
-/* Where the adoption of a target stands. Only moves forward, by compare-and-swap. */
+/*
+ * Where the adoption of a target stands. Only moves forward: by compare-and-swap, and from
+ * ADOPTION_LEARNING by the agent, which puts the whole entry anew.
+ */
 enum adoption {
 	ADOPTION_NONE = 0, /* no SDK, or none that is known */
 	ADOPTION_UNVERIFIED = 1, /* waits for the first root, whose ids must be where the layout says */
 	ADOPTION_VERIFIED = 2,
 	ADOPTION_MISMATCH = 3, /* they were not: nothing is written, ever */
+	ADOPTION_LEARNING = 4, /* the layout is not known yet: samples of spans are sent, nothing else is done */
 };
 
 /*
@@ -28,7 +32,7 @@ enum adoption {
 struct sdk_layout {
 	__u16 context_trace_id; /* in SpanContext */
 	__u16 context_span_id;
-	__u16 context_is_remote;
+	__u16 context_is_remote; /* LAYOUT_ABSENT, as what lies below may be, in layouts that were learned */
 	__u16 context_flags;
 	__u16 span_context; /* in Span, as are all below */
 	__u16 span_data;
@@ -43,8 +47,8 @@ struct sdk_layout {
 	__u16 span_start_seconds;
 	__u16 span_start_nanos;
 	__u16 span_status;
-	__u16 span_data_size; /* bytes of the integer at span_data, 1 to 8 */
-	__u16 span_status_size;
+	__u16 span_data_size; /* bytes of the integer at span_data, 1 to 8; 0: span_data is not known, or always there */
+	__u16 span_status_size; /* 0: not known */
 	/* Of an end time that is handed on by address. */
 	__u16 end_argument_seconds;
 	__u16 end_argument_nanos;
@@ -62,7 +66,7 @@ struct sdk_layout {
 #define LAYOUT_ABSENT 0xffff
 #define LAYOUT_BY_ADDRESS 0xffffffff
 
-/* targets: value. `adoption` and `strangers` are changed by programs, all else is constant while attached. */
+/* targets: value. `adoption`, `strangers` and `samples` are changed by programs, all else by nobody. */
 struct target {
 	__u64 tokio_task_id; /* offset from the thread pointer, two's complement; 0: no tokio */
 	__u64 sample_below; /* a root is sampled if (low half of its trace id >> 1) < this */
@@ -79,7 +83,7 @@ struct target {
 	__u32 parent_argument;
 	__u32 parent_is_id; /* the parent's span id itself is passed, not the address of its context */
 	__u32 strangers; /* late built spans that said nothing of the layout; counted by otel_sdk */
-	__u32 pad;
+	__u32 samples; /* spans that were built while the layout is learned; counted by otel_sdk */
 	struct sdk_layout layout;
 };
 

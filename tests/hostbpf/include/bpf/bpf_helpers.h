@@ -25,6 +25,9 @@ long bpf_probe_read_kernel(void *to, unsigned size, const void *from);
 long bpf_probe_write_user(void *to, const void *from, unsigned size);
 
 long bpf_ringbuf_output(void *ring, void *data, unsigned long long size, unsigned long long flags);
+void *bpf_ringbuf_reserve(void *ring, unsigned long long size, unsigned long long flags);
+void bpf_ringbuf_submit(void *data, unsigned long long flags);
+void bpf_ringbuf_discard(void *data, unsigned long long flags);
 unsigned long long bpf_ringbuf_query(void *ring, unsigned long long flags);
 
 long bpf_loop(unsigned count, void *step, void *context, unsigned long long flags);
