@@ -22,6 +22,8 @@ from spanweld.bpf.ring import RingReader
 from spanweld.errors import HostError, SpanweldError, TargetError, UsageError
 from spanweld.exporters import Exporter, make_exporters
 from spanweld.join import RootLinks
+from spanweld.layouts import SdkLayout
+from spanweld.layouts.learned import LearnedLayout, Learner, Sample
 from spanweld.model import Origin, Pid, Resource, Span, SpanKind
 from spanweld.plan import Plan
 from spanweld.probes import REGISTRY
@@ -32,6 +34,7 @@ from spanweld.probes.declaration import (
     ManualRoot,
     Place,
     Probe,
+    SpanSample,
 )
 from spanweld.process.find import is_running
 from spanweld.process.listening import listening_ports
@@ -87,6 +90,7 @@ class Target:
     pins: PinFolder
     spans_fd: int
     span_kinds: Mapping[int, int]
+    learner: Learner | None = None
     links: list[tuple[Probe, Link]] = field(default_factory=list)
     pidfd: int = -1
     ended: bool = False
@@ -205,13 +209,14 @@ class Agent:
             pins=pins,
             spans_fd=spans.fd,
             span_kinds={raw: int(kind) for raw, kind in layout.span_kinds.items()} if layout else {},
+            learner=Learner() if plan.learns else None,
         )
         self._targets[pid] = target
         try:
             self._bpf.pin(spans, pins.path / "spans_in_progress")
             self._bpf.map("spans_in_progress").set(_u32(pid), _u32(spans.fd))
             self._start_writer(target)
-            self._bpf.map("targets").set(_u32(pid), self._encode_target(target))
+            self._put_target(target, layout)
             if not starting:
                 listening = self._bpf.map("listening")
                 for port in listening_ports(pid):
@@ -235,7 +240,7 @@ class Agent:
 
     def _mode_for(self, plan: Plan, choice: Choice) -> WriteMode:
         """How this target is written to: only ``stop`` reaches ids before spans that are built late."""
-        if not plan.adopted_layout:
+        if plan.why_no_adoption:
             return WriteMode.OFF
         may_choose = self._settings.write is WriteMode.AUTO and WriteMode.STOP not in choice.refused
         if plan.seen_late and choice.mode is WriteMode.KERNEL and may_choose:
@@ -261,21 +266,29 @@ class Agent:
             self._say(f"{error.message}: automatic spans go on, manual ones are linked, not adopted")
             target.writer = kernel_writer.PassiveWriter(WriteMode.OFF)
 
-    def _encode_target(self, target: Target) -> bytes:
-        settings, layout = self._settings, target.plan.adopted_layout
+    def _put_target(self, target: Target, layout: SdkLayout | LearnedLayout | None) -> None:
+        entry = self._encode_target(target, layout)
+        self._bpf.map("targets").set(_u32(target.pid), entry)
+
+    def _encode_target(self, target: Target, layout: SdkLayout | LearnedLayout | None) -> bytes:
+        settings = self._settings
         task_id, arguments = target.plan.facts.task_id, target.plan.arguments
         values = dict.fromkeys(events.Target._fields, 0)
         values.update(
             tokio_task_id=task_id.offset_from_fs & (1 << 64) - 1 if task_id else 0,
             sample_below=int(settings.sampler.ratio * (1 << 63)),
-            adoption=events.Adoption.UNVERIFIED if layout else events.Adoption.NONE,
+            adoption=events.Adoption.UNVERIFIED
+            if layout
+            else events.Adoption.LEARNING
+            if target.learner
+            else events.Adoption.NONE,
             adopt_mode=events.AdoptMode.SERVER
             if settings.adopt is AdoptMode.SERVER
             else events.AdoptMode.ACTIVE,
             write_mode=_WRITE_NUMBERS[target.writer.mode],
             tracer=target.writer.tracer or 0,
             parent_based=int(settings.sampler.parent_based),
-            wants_manual_spans=int("console" in settings.exports),
+            wants_manual_spans=int("console" in settings.exports and isinstance(layout, SdkLayout)),
             builds_late=int(target.plan.seen_late),
             context_argument=arguments.context if arguments else 0,
             parent_argument=arguments.parent if arguments else 0,
@@ -284,7 +297,8 @@ class Agent:
         if layout:
             for name in values:
                 if name.startswith("layout_") and not name.startswith("layout_pad"):
-                    value = getattr(layout, name.removeprefix("layout_"))
+                    # One that was learned has no more than what adoption needs.
+                    value = getattr(layout, name.removeprefix("layout_"), None)
                     values[name] = _LAYOUT_ABSENT.get(name, 0xFFFF) if value is None else value
         return events.TARGET.pack(*values.values())
 
@@ -383,6 +397,8 @@ class Agent:
                 self._say_opaque(decoded)
             elif isinstance(decoded, AdoptionChanged):
                 self._adoption_changed(target, decoded)
+            elif isinstance(decoded, SpanSample):
+                self._learn(target, decoded)
         for pid, batch in spans.items():
             for exporter in self._exporters:
                 exporter.export(self._targets[pid].resource, batch)
@@ -401,6 +417,26 @@ class Agent:
             self._detach(target, lambda _: True)
         elif not target.plan.seen_late:
             self._detach(target, lambda probe: probe.until_verified)
+
+    def _learn(self, target: Target, span: SpanSample) -> None:
+        if target.learner is None:
+            return
+        found = target.learner.add(
+            Sample(span.root, span.trace_id, span.span_id, span.unix_ns // 1_000_000_000, span.memory)
+        )
+        if found is None:
+            return
+        samples, target.learner = span.number + 1, None
+        if isinstance(found, str):
+            self._put_target(target, None)
+            self._adoption_changed(target, AdoptionChanged(f"the layout could not be learned: {found}"))
+            return
+        # As a whole: a program sees either that it is being learned, or the layout. It is verified as any.
+        self._put_target(target, found)
+        shown = "" if "console" not in self._settings.exports else "; they are not shown in trees"
+        self._say(
+            f"pid {target.pid}: the layout was learned from {samples} spans: manual spans are adopted{shown}"
+        )
 
     def counters(self) -> dict[events.Counter, int]:
         """The kernel's counters, summed over CPUs: one cell alone may be below zero."""
@@ -451,6 +487,11 @@ class Agent:
 
 # What says in struct sdk_layout that a field of SdkLayout is None, where it is not LAYOUT_ABSENT.
 _LAYOUT_ABSENT = {
+    "layout_span_data_size": 0,
+    "layout_span_data_none": 0,
+    "layout_span_status_size": 0,
+    "layout_status_unset": 0,
+    "layout_status_ok": 0,
     "layout_end_argument_none_nanos": 0xFFFF_FFFF,
     "layout_end_argument_tag_none": 0,
     "layout_span_name_borrowed": 0,

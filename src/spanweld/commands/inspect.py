@@ -99,9 +99,10 @@ def _decide(plan: Plan) -> tuple[Verdict, str]:
         return Verdict.NOTHING, plan.why_no_adoption
     if plan.why_no_adoption:
         return Verdict.AUTOMATIC_ONLY, plan.why_no_adoption
+    learned = ", once the layout is learned" if plan.learns else ""
     if plan.facts.task_id is None:
-        return Verdict.JOINED, f"by thread, since {plan.facts.task_id_reason}"
-    return Verdict.JOINED, "by tokio task"
+        return Verdict.JOINED, f"by thread, since {plan.facts.task_id_reason}{learned}"
+    return Verdict.JOINED, f"by tokio task{learned}"
 
 
 def crates_of_interest(facts: ImageFacts) -> dict[str, tuple[str, ...]]:
@@ -170,6 +171,7 @@ def to_json(report: Report) -> dict[str, Any]:
         ],
         "layout": layout,
         "layout_reason": known if isinstance(known, str) else None,
+        "layout_is_learned": report.plan.learns,
         "verdict": {"spans": report.verdict.value, "reason": report.verdict_reason},
     }
 
@@ -213,6 +215,8 @@ def print_report(report: Report, console: Console) -> None:
     layout = report.plan.layout
     if isinstance(layout, SdkLayout):
         line("layout", f"from the {layout.source}, {layout.confidence}")
+    elif report.plan.learns:
+        line("layout", f"to be learned in the process: {layout}")
     else:
         line("layout", f"none: {layout}")
     line("probes", "")

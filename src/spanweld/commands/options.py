@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from spanweld.agent import Target
+from spanweld.layouts import SdkLayout
 from spanweld.messages import warn
 from spanweld.settings import (
     AdoptMode,
@@ -92,11 +93,15 @@ def describe(target: Target) -> str:
     """The ready line: what is traced, and how manual spans are treated."""
     plan, mode = target.plan, target.writer.mode
     name = target.resource.attributes["process.executable.name"]
-    if not plan.layout:
+    if plan.why_no_adoption:
         manual = f"manual spans are left alone: {plan.why_no_adoption}"
     elif mode is WriteMode.OFF:
         manual = "manual spans are linked, not adopted (write off)"
     else:
-        version = plan.facts.crate_version("opentelemetry_sdk")
-        manual = f"manual spans of opentelemetry_sdk {version} are adopted (write {mode.value})"
+        sdk = f"opentelemetry_sdk {plan.sdk_versions[0]}"
+        if isinstance(plan.layout, SdkLayout):
+            source = f"layout from the {plan.layout.source}"
+            manual = f"manual spans of {sdk} are adopted (write {mode.value}), {source}"
+        else:
+            manual = f"manual spans of {sdk} are adopted once their layout is learned (write {mode.value})"
     return f"ready (pid {target.pid}, {name}; {manual})"

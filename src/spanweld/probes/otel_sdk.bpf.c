@@ -914,15 +914,16 @@ int otel_ensure_ended_and_exported(struct pt_regs *ctx)
 	struct manual_span_key span_key = {};
 	struct span_context context = {};
 	struct manual_span *known;
+	__u64 span = ctx->di;
 	__u32 pid;
 	struct target *target = current_target(&pid);
 
 	if (!target || target->adoption != ADOPTION_VERIFIED)
 		return 0;
-	if (has_no_data(&target->layout, ctx->di))
-		return 0; /* ended before, or never recorded */
-	if (!read_span_context(&context, &target->layout, ctx->di + target->layout.span_context))
+	if (!read_span_context(&context, &target->layout, span + target->layout.span_context))
 		return 0;
+	if (has_no_data(&target->layout, span))
+		return 0; /* ended before, or never recorded */
 	span_key.span_id = context.span_id;
 	span_key.pid = pid;
 	known = bpf_map_lookup_elem(&manual_spans, &span_key);
@@ -931,14 +932,14 @@ int otel_ensure_ended_and_exported(struct pt_regs *ctx)
 	/* It has ended, whatever else can be read of it. */
 	if (known)
 		end_span(pid, known->task_key, context.span_id);
-	if (!read_span(&event, &target->layout, ctx->di)) {
+	if (!read_span(&event, &target->layout, span)) {
 		count(COUNT_READ_FAULT);
 		return 0;
 	}
 	count(COUNT_MANUAL_SPANS);
 	if (known) {
 		if (known->adopted) {
-			event.relation = finish_adoption(target, pid, ctx, ctx->di, &context, known, &event);
+			event.relation = finish_adoption(target, pid, ctx, span, &context, known, &event);
 			if (event.relation == MANUAL_ADOPTED)
 				event.parent_span_id = known->parent;
 		} else {
