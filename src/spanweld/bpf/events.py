@@ -315,7 +315,6 @@ class Target(NamedTuple):
     parent_is_id: int
     strangers: int
     samples: int
-    pad: int
     layout_context_trace_id: int
     layout_context_span_id: int
     layout_context_is_remote: int
