@@ -31,7 +31,7 @@ from tests.support.remains import (
 )
 from tests.support.services import Service, binary
 from tests.support.steady import Request, SteadyLoad
-from tests.support.traces import manual_spans, server_spans, wrong
+from tests.support.traces import assert_child, manual_spans, server_spans, wrong
 
 pytestmark = pytest.mark.root
 
@@ -432,12 +432,75 @@ def test_stripped_debug_build(tmp_path: Path) -> None:
     automatic_only(program, "no symbols", tmp_path)
 
 
-def test_version_of_the_sdk_that_is_not_known_yet(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def of_unknown_version(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The lab with another version of the SDK in its paths, which nobody has seen."""
     code = binary("lab", "release").read_bytes()
     version = b"opentelemetry_sdk-0.31.0"
     assert version in code
-    program = executable(tmp_path / "lab", code.replace(version, b"opentelemetry_sdk-0.99.0"))
-    automatic_only(program, r"opentelemetry_sdk 0\.99\.0 is not known yet \(.*0\.31", tmp_path)
+    path = tmp_path_factory.mktemp("unknown") / "lab"
+    return executable(path, code.replace(version, b"opentelemetry_sdk-0.99.0"))
+
+
+def test_version_of_the_sdk_that_is_not_known_yet(of_unknown_version: Path) -> None:
+    """Its layout is learned of its spans: nothing is adopted before, and every root after."""
+    with OtlpReceiver() as receiver:
+        environ = {"OTEL_EXPORTER_OTLP_ENDPOINT": receiver.http_endpoint, **SOON}
+        with Service(of_unknown_version, environ=environ) as service:
+            with attach(service.pid, "--export", "otlp", environ=environ) as agent:
+                ready = agent.messages.wait_for("ready (pid")
+                assert "opentelemetry_sdk 0.99.0 are adopted once their layout is learned" in ready
+                for number in range(3):
+                    assert get(service.address, f"/nested/{number}").status == 200
+                assert "was learned" not in agent.messages.text
+                with SteadyLoad(service.address, Request("/nested/{n}"), 2) as load:
+                    said = agent.messages.wait_for("the layout was learned from")
+                    assert re.search(r"from \d+ spans: manual spans are adopted$", said), said
+                    # The first root of them verifies it.
+                    load.wait_for_more(10)
+                    load.stop()
+                certain = range(load.next_number, load.next_number + 10)
+                for number in certain:
+                    assert get(service.address, f"/nested/{number}").status == 200
+                remote = {"traceparent": f"00-{0xAA:032x}-{0xBB:016x}-01"}
+                assert get(service.address, f"/remote-parent/{certain.stop}", remote).status == 200
+                assert agent.stop() == 0
+            assert service.stop() == 0
+        spans = receiver.spans
+    assert not wrong(spans)
+    servers = {span.attributes["url.path"]: span for span in server_spans(spans)}
+    first = [span for span in manual_spans(spans) if span.attributes.get("request.number") == 0]
+    assert first
+    assert not {span.trace_id for span in first} & {span.trace_id for span in servers.values()}
+    for number in certain:
+        server = servers[f"/nested/{number}"]
+        of_request = manual_spans(spans, number)
+        root = next(span for span in of_request if span.name == "root")
+        assert_child(root, server)
+        assert {span.trace_id for span in of_request} == {server.trace_id}
+    server = servers[f"/remote-parent/{certain.stop}"]
+    assert any(span.parent_span_id == server.span_id for span in manual_spans(spans, certain.stop))
+
+
+def test_layout_that_cannot_be_learned(of_unknown_version: Path) -> None:
+    """Of roots alone nobody learns where the parent is."""
+    with OtlpReceiver() as receiver:
+        environ = {"OTEL_EXPORTER_OTLP_ENDPOINT": receiver.http_endpoint, **SOON}
+        with Service(of_unknown_version, environ=environ) as service:
+            with attach(service.pid, "--export", "otlp", environ=environ) as agent:
+                with SteadyLoad(service.address, Request("/roots/{n}"), 16) as load:
+                    said = agent.messages.wait_for("could not be learned", 60)
+                    load.wait_for_more(20)
+                    load.stop()
+                assert "learned: 0 children of local spans were seen, of 2000 spans: manual spans" in said
+                assert "are left alone; automatic spans go on" in said
+                assert not probed(service.pid, of_unknown_version)
+                assert agent.stop() == 0
+            assert service.stop() == 0
+        spans = receiver.spans
+    assert not wrong(spans)
+    assert len(server_spans(spans)) == len(load.answered)
+    assert not any(span.parent_span_id for span in manual_spans(spans))
 
 
 # Exports

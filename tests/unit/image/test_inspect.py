@@ -41,10 +41,24 @@ def test_an_sdk_version_that_is_not_known(service: ServiceBuilder, tmp_path: Pat
     path = tmp_path / "service"
     content = service("lab", "release").read_bytes()
     path.write_bytes(content.replace(b"opentelemetry_sdk-0.31.0/", b"opentelemetry_sdk-0.99.0/"))
+    plan = make_report(path).plan
+    assert "opentelemetry_sdk 0.99.0 on x86_64 is not in the layout database" in str(plan.layout)
+    assert plan.learns
+    assert {point.probe.program for point in plan.points} > {"otel_build_with_context_returns"}
+    assert plan.adopted_layout is None
+    assert _verdict(path) == (Verdict.JOINED, "by tokio task, once the layout is learned")
+    result = CliRunner().invoke(inspect, [str(path)])
+    assert "to be learned in the process: opentelemetry_sdk 0.99.0 on" in result.output
+
+
+def test_what_is_not_learned_without_symbols(service: ServiceBuilder, tmp_path: Path) -> None:
+    path = tmp_path / "service"
+    subprocess.run(["strip", "-o", path, service("lab", "release")], check=True)
+    path.write_bytes(path.read_bytes().replace(b"opentelemetry_sdk-0.31.0/", b"opentelemetry_sdk-0.99.0/"))
     verdict, reason = _verdict(path)
     assert verdict is Verdict.AUTOMATIC_ONLY
-    assert "0.99.0" in reason
     assert "not in the layout database" in reason
+    assert reason.endswith("and it is not learned without symbols")
 
 
 def test_json(service: ServiceBuilder) -> None:
