@@ -433,9 +433,11 @@ class Agent:
             return
         # As a whole: a program sees either that it is being learned, or the layout. It is verified as any.
         self._put_target(target, found)
+        done = "linked" if target.writer.mode is WriteMode.OFF else "adopted"
         shown = "" if "console" not in self._settings.exports else "; they are not shown in trees"
         self._say(
-            f"pid {target.pid}: the layout was learned from {samples} spans: manual spans are adopted{shown}"
+            f"pid {target.pid}: the layout was learned from {samples} spans ({found}): "
+            f"manual spans are {done}{shown}"
         )
 
     def counters(self) -> dict[events.Counter, int]:

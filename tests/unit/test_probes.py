@@ -13,9 +13,14 @@ from spanweld.bpf.clock import Clock
 from spanweld.errors import UsageError
 from spanweld.model import Origin, Span, SpanKind, StatusCode
 from spanweld.probes import REGISTRY
-from spanweld.probes.declaration import ConnectionOpaque, ManualRoot, Place
+from spanweld.probes.declaration import ConnectionOpaque, ManualRoot, Place, SpanSample
 from spanweld.probes.http_server import decode_connection_opaque, decode_server_span
-from spanweld.probes.otel_sdk import decode_adoption, decode_manual_root, decode_manual_span
+from spanweld.probes.otel_sdk import (
+    decode_adoption,
+    decode_manual_root,
+    decode_manual_span,
+    decode_span_sample,
+)
 
 CLOCK = Clock()
 
@@ -195,6 +200,15 @@ def test_other_events() -> None:
             events.ADOPTION_EVENT.pack(5, 1, 0, events.Adoption.MISMATCH, what, 1, 2), CLOCK, {}
         )
         assert "not where the layout says" in str(change)
+
+
+def test_a_sample_has_only_the_ids_that_were_noted() -> None:
+    memory = bytes(range(224)) * 2
+    pack = events.SPAN_SAMPLE_EVENT.pack
+    sample = decode_span_sample(pack(6, 1, 2_000, 2, 1, 3, 7, 1, 1, 1, 0, memory), CLOCK, {})
+    assert sample == SpanSample(7, True, 1 << 64 | 2, 3, CLOCK.unix_ns(2_000), memory)
+    sample = decode_span_sample(pack(6, 1, 2_000, 2, 1, 3, 7, 1, 0, 0, 0, memory), CLOCK, {})
+    assert sample == SpanSample(7, True, None, None, CLOCK.unix_ns(2_000), memory)
 
 
 def test_every_event_has_one_decoder_and_every_probe_of_a_function_its_symbol() -> None:

@@ -57,6 +57,16 @@ class LearnedLayout:
     span_start_seconds: int
     span_start_nanos: int
 
+    def __str__(self) -> str:
+        places = {
+            "trace id": self.context_trace_id,
+            "span id": self.context_span_id,
+            "flags": self.context_flags,
+            "parent": self.span_parent_id,
+            "time": self.span_start_seconds,
+        }
+        return ", ".join(f"{name} at {place:#x}" for name, place in places.items())
+
 
 class Learner:
     """Takes samples until the layout is certain, or certainly not to be had."""

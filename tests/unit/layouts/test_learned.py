@@ -66,16 +66,16 @@ class Sdk:
         )
         return sample, (trace_id, span_id)
 
-    def spans(self, number: int = 60, **options: bool) -> list[Sample]:
+    def spans(self, number: int = 60, *, sampled: bool = True) -> list[Sample]:
         """Traces of a root, its child, and a grandchild; a remote parent's two children; ids by hand."""
         result: list[Sample] = []
         while len(result) < number:
-            root, ids = self.span(**options)
-            child, child_ids = self.span(ids, **options)
-            result += [root, child, self.span(child_ids, **options)[0]]
+            root, ids = self.span(sampled=sampled)
+            child, child_ids = self.span(ids, sampled=sampled)
+            result += [root, child, self.span(child_ids, sampled=sampled)[0]]
             remote = (self.id(128), self.id())
-            result += [self.span(remote, **options)[0], self.span(remote, **options)[0]]
-            result.append(self.span(by_hand=True, **options)[0])
+            result += [self.span(remote, sampled=sampled)[0], self.span(remote, sampled=sampled)[0]]
+            result.append(self.span(by_hand=True, sampled=sampled)[0])
         return result
 
 
