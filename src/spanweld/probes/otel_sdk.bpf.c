@@ -143,7 +143,11 @@ static __always_inline bool read_u64(__u64 *value, __u64 address)
 static __always_inline bool read_integer(__u64 *value, __u64 address, __u32 size)
 {
 	*value = 0;
-	return size >= 1 && size <= sizeof(*value) && !bpf_probe_read_user(value, size, (void *)address);
+	if (size > sizeof(*value))
+		return false;
+	/* Two comparisons: of `size - 1`, into which clang makes them, Linux 6.1 does not infer the size. */
+	asm volatile("" : "+r"(size));
+	return size && !bpf_probe_read_user(value, size, (void *)address);
 }
 
 static __always_inline bool read_span_context(struct span_context *context, const struct sdk_layout *layout,
