@@ -271,6 +271,7 @@ class Agent:
             parent_based=int(settings.sampler.parent_based),
             wants_manual_spans=int("console" in settings.exports),
             builds_late=int(target.plan.seen_late),
+            parent_proven=int(layout is not None and layout.confidence.startswith("certain")),
         )
         if layout:
             for name in values:

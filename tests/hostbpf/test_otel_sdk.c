@@ -61,6 +61,7 @@ static const struct target sdk_target = {
 	.write_mode = WRITE_STOP,
 	.tracer = TRACER,
 	.wants_manual_spans = 1,
+	.parent_proven = 1,
 	.layout =
 		{
 			.context_trace_id = offsetof(struct sdk_context, trace_id_low),
@@ -1213,22 +1214,136 @@ TEST(parent_is_not_where_the_layout_says)
 	}
 }
 
-/* It has ended all the same: the next root must not come under it. */
+/* A root's parent is 0, which is also found elsewhere: a child must have shown the place. */
+TEST(parent_is_not_written_before_its_place_is_proven)
+{
+	struct target settings = sdk_target;
+	struct sdk_span *root, *child;
+
+	settings.parent_proven = 0;
+	settings.layout.span_parent_id = offsetof(struct sdk_span, pad);
+	start_with(&settings);
+	in(GET);
+	root = start_span(NULL);
+	end(root);
+	CHECK_EQUAL(root->pad, 0);
+	CHECK_EQUAL(manual_event(0).relation, MANUAL_UNWRITTEN);
+	CHECK_EQUAL(host_count(COUNT_PARENTS_UNWRITTEN), 1);
+	CHECK_EQUAL(target->adoption, ADOPTION_VERIFIED);
+	root = start_span(NULL);
+	child = start_span(&root->context);
+	end(child);
+	CHECK_EQUAL(target->adoption, ADOPTION_MISMATCH);
+	end(root);
+	CHECK_EQUAL(root->pad, 0);
+	CHECK_EQUAL(child->pad, 0);
+
+	settings.layout = sdk_target.layout;
+	for (int old = 0; old < 2; old++) {
+		start_with(&settings);
+		in(GET);
+		root = old ? old_start_span(NULL) : start_span(NULL);
+		end(root);
+		CHECK_EQUAL(root->parent_span_id, 0);
+		root = old ? old_start_span(NULL) : start_span(NULL);
+		child = old ? old_start_span(&root->context) : start_span(&root->context);
+		CHECK_EQUAL(target->parent_proven, 0);
+		end(child);
+		CHECK_EQUAL(target->parent_proven, 1);
+		end(root);
+		CHECK_EQUAL(root->parent_span_id, server_of(17).span_id);
+	}
+}
+
+/* Its own id, found where its parent's should be, proves nothing. */
+TEST(parent_is_not_proven_by_the_span_itself)
+{
+	struct target settings = sdk_target;
+	struct sdk_span *root;
+
+	settings.parent_proven = 0;
+	settings.layout.span_parent_id =
+		offsetof(struct sdk_span, context) + offsetof(struct sdk_context, span_id);
+	start_with(&settings);
+	in(GET);
+	root = start_span(NULL);
+	end(root);
+	CHECK_EQUAL(target->parent_proven, 0);
+	CHECK_EQUAL(target->adoption, ADOPTION_MISMATCH);
+}
+
+TEST(context_is_not_where_the_layout_says)
+{
+	const struct adoption_event *adoption;
+	struct target settings = sdk_target;
+	struct sdk_span *root, *other;
+
+	settings.layout.span_context = offsetof(struct sdk_span, name);
+	start_with(&settings);
+	other = start_span(NULL); /* of no request: nobody knows it */
+	in(GET);
+	end(other);
+	CHECK_EQUAL(target->adoption, ADOPTION_VERIFIED);
+	root = start_span(NULL);
+	end(root);
+	adoption = event_of_kind(EVENT_ADOPTION, 0);
+	CHECK(adoption && adoption->what == CHECK_CONTEXT && adoption->adoption == ADOPTION_MISMATCH);
+	CHECK_EQUAL(root->parent_span_id, 0);
+	CHECK_EQUAL(stops, 1);
+}
+
+/* A known span that seems to have ended before it did. */
+TEST(data_is_not_where_the_layout_says)
+{
+	const struct adoption_event *adoption;
+	struct target settings = sdk_target;
+	struct sdk_span *root;
+
+	settings.layout.span_data = offsetof(struct sdk_span, pad);
+	settings.layout.span_data_none = 0;
+	start_with(&settings);
+	in(GET);
+	root = start_span(NULL);
+	end(root);
+	adoption = event_of_kind(EVENT_ADOPTION, 0);
+	CHECK(adoption && adoption->what == CHECK_DATA && adoption->adoption == ADOPTION_MISMATCH);
+	CHECK_EQUAL(root->parent_span_id, 0);
+}
+
+/* It has ended all the same: the next root must not come under it, nor is its drop a contradiction. */
 TEST(end_of_a_span_that_cannot_be_read)
 {
+	struct target settings = sdk_target;
 	struct span_frame server;
 	struct sdk_span *root;
 
-	start();
+	settings.layout.span_status_size = 9;
+	start_with(&settings);
 	in(GET);
 	server = server_of(17);
 	root = start_span(NULL);
-	root->name = (const char *)0x1000;
+	end(root);
 	end(root);
 	CHECK_EQUAL(host_count(COUNT_READ_FAULT), 1);
 	CHECK_EQUAL(events_of_kind(EVENT_MANUAL_SPAN), 0);
 	CHECK_EQUAL(root->parent_span_id, 0);
 	CHECK_EQUAL(active_of(17).span_id, server.span_id);
+	CHECK_EQUAL(target->adoption, ADOPTION_VERIFIED);
+}
+
+/* It is only shown. */
+TEST(name_that_cannot_be_read)
+{
+	struct sdk_span *root;
+
+	start();
+	in(GET);
+	root = start_span(NULL);
+	root->name = (const char *)0x1000;
+	end(root);
+	CHECK_EQUAL(host_count(COUNT_READ_FAULT), 1);
+	CHECK_EQUAL(manual_event(0).name_length, 0);
+	CHECK_EQUAL(root->parent_span_id, server_of(17).span_id);
 }
 
 /* ---- the event */

@@ -145,7 +145,9 @@ class LayoutCheck(IntEnum):
     SPAN_ID = 2
     PARENT_ID = 3
     PLAUSIBLE = 4
-    ARGUMENTS = 5
+    CONTEXT = 5
+    DATA = 6
+    ARGUMENTS = 7
 
 
 class EventHead(NamedTuple):
@@ -275,7 +277,7 @@ ADOPTION_EVENT = Struct("<IIQIIQQ")
 
 
 class Target(NamedTuple):
-    """struct target, 144 bytes"""
+    """struct target, 152 bytes"""
 
     tokio_task_id: int
     sample_below: int
@@ -286,6 +288,9 @@ class Target(NamedTuple):
     parent_based: int
     wants_manual_spans: int
     builds_late: int
+    parent_proven: int
+    ends_seen: int
+    pad: int
     strangers: int
     layout_context_trace_id: int
     layout_context_span_id: int
@@ -319,7 +324,7 @@ class Target(NamedTuple):
     layout_pad_end: int
 
 
-TARGET = Struct("<QQIIIIIIIIHHHHHHHHHHHHHHHHHHHHHHIQQQQQII")
+TARGET = Struct("<QQIIIIIIIHHIIHHHHHHHHHHHHHHHHHHHHHHIQQQQQII")
 
 
 class ConnectionKey(NamedTuple):

@@ -70,7 +70,8 @@ struct manual_span {
 	__u8 adopted;
 	__u8 remote; /* its remote parent was the server span's own */
 	__u8 ended; /* on_end was called for it, and may be again for another processor */
-	__u8 pad[5];
+	__u8 built; /* it was seen when it was built, recording */
+	__u8 pad[4];
 };
 
 /* LRU: a span that never ends is forgotten in the end. Written and deleted here. */
@@ -515,6 +516,7 @@ static __always_inline int adopt_or_follow(struct target *target, __u32 pid, str
 		    known->trace_id_high == built->context.trace_id_high) {
 			/* All was decided when it got its ids, in whatever task that was. */
 			known->task_key = key;
+			known->built = 1;
 			if (ours)
 				push_manual_span(pid, key, &built->context, &found.server);
 			return 0;
@@ -569,6 +571,7 @@ static __always_inline int adopt_or_follow(struct target *target, __u32 pid, str
 	span.task_key = key;
 	span.trace_id_low = found.server.trace_id_low;
 	span.trace_id_high = found.server.trace_id_high;
+	span.built = 1;
 	bpf_map_update_elem(&manual_spans, &span_key, &span, BPF_ANY);
 	push_manual_span(pid, key, &built->context, &found.server);
 	return 0;
@@ -650,6 +653,52 @@ int otel_build_with_context_returns(struct pt_regs *ctx)
 	return adopt_or_follow(target, pid, ctx, &built);
 }
 
+static __always_inline struct manual_span *find_manual_span(__u32 pid, __u64 span_id)
+{
+	struct manual_span_key key = {};
+
+	key.span_id = span_id;
+	key.pid = pid;
+	return bpf_map_lookup_elem(&manual_spans, &key);
+}
+
+/*
+ * A root says nothing of where its parent is kept: 0 is found in many places. A child does, if the
+ * layout finds a span there that is open.
+ */
+static __always_inline void prove_parent(struct target *target, __u32 pid, __u64 parent_span_id, __u64 own_span_id)
+{
+	if (!target->parent_proven && parent_span_id && parent_span_id != own_span_id &&
+	    find_manual_span(pid, parent_span_id))
+		target->parent_proven = 1;
+}
+
+/* More than any Span has. */
+#define SPAN_WORDS_MAX 64
+
+/* Whether a span that is known lies at `address`, its context not where the layout says. */
+GLOBAL int has_known_context(const struct target *target, __u32 pid, __u64 address)
+{
+	struct span_context context = {};
+	struct manual_span *known;
+
+	if (!target)
+		return false;
+	for (__u32 word = 0; word < SPAN_WORDS_MAX; word++) {
+		__u64 place = address + word * 8;
+
+		if (bpf_probe_read_user(&context.trace_id_low, 16,
+					(void *)(place + target->layout.context_trace_id)) ||
+		    !read_u64(&context.span_id, place + target->layout.context_span_id))
+			return false;
+		known = find_manual_span(pid, context.span_id);
+		if (known && known->trace_id_low == context.trace_id_low &&
+		    known->trace_id_high == context.trace_id_high)
+			return true;
+	}
+	return false;
+}
+
 /*
  * Whether what the layout finds in the Span can be a span's that is about to get its parent: a start
  * time of this era, one of the five kinds, and the flag of a remote parent only where there is one.
@@ -726,8 +775,11 @@ static __always_inline bool read_span(struct manual_span_event *event, const str
 						       : MANUAL_STATUS_ERROR;
 	if (length > SPAN_NAME_MAX)
 		length = SPAN_NAME_MAX;
-	if (length && bpf_probe_read_user(event->name, length, (void *)name))
-		return false;
+	if (length && bpf_probe_read_user(event->name, length, (void *)name)) {
+		/* It is only shown. */
+		count(COUNT_READ_FAULT);
+		length = 0;
+	}
 	event->name_length = length;
 	return true;
 }
@@ -770,7 +822,9 @@ static __always_inline __u8 finish_adoption(struct target *target, __u32 pid, st
 				known->parent_before, event->parent_span_id);
 		return MANUAL_UNWRITTEN;
 	}
-	if (!write_parent(target, ctx, address, known->parent, known->remote)) {
+	/* A remote parent is no 0, and was found there. */
+	if ((!known->remote && !target->parent_proven) ||
+	    !write_parent(target, ctx, address, known->parent, known->remote)) {
 		count(COUNT_PARENTS_UNWRITTEN);
 		return MANUAL_UNWRITTEN;
 	}
@@ -813,20 +867,33 @@ int otel_ensure_ended_and_exported(struct pt_regs *ctx)
 		count(COUNT_READ_FAULT);
 		return 0;
 	}
-	if (data == target->layout.span_data_none)
-		return 0; /* ended before, or never recorded */
 	if (!read_span_context(&context, &target->layout, ctx->di + target->layout.span_context))
 		return 0;
 	span_key.span_id = context.span_id;
 	span_key.pid = pid;
 	known = bpf_map_lookup_elem(&manual_spans, &span_key);
-	/* It has ended, whatever else can be read of it. */
-	if (known)
-		end_span(pid, known->task_key, context.span_id);
-	if (!read_span(&event, &target->layout, ctx->di)) {
-		count(COUNT_READ_FAULT);
+	if (data == target->layout.span_data_none) {
+		/* It has ended before, or never recorded; so it is none that was built and did not end. */
+		if (known && known->built)
+			change_adoption(target, pid, ADOPTION_VERIFIED, ADOPTION_MISMATCH, CHECK_DATA, 0, data);
 		return 0;
 	}
+	if (known) {
+		if (!target->ends_seen)
+			target->ends_seen = 1;
+		/* It has ended, whatever else can be read of it. */
+		end_span(pid, known->task_key, context.span_id);
+	} else if (!target->ends_seen && has_known_context(target, pid, ctx->di)) {
+		change_adoption(target, pid, ADOPTION_VERIFIED, ADOPTION_MISMATCH, CHECK_CONTEXT, 0,
+				context.span_id);
+		return 0;
+	}
+	if (!read_span(&event, &target->layout, ctx->di)) {
+		count(COUNT_READ_FAULT);
+		bpf_map_delete_elem(&manual_spans, &span_key);
+		return 0;
+	}
+	prove_parent(target, pid, event.parent_span_id, context.span_id);
 	count(COUNT_MANUAL_SPANS);
 	if (known) {
 		if (known->adopted) {
@@ -905,6 +972,7 @@ int otel_on_end(struct pt_regs *ctx)
 		count(COUNT_READ_FAULT);
 		return 0;
 	}
+	prove_parent(target, pid, built.parent_span_id, built.context.span_id);
 	span_key.span_id = built.context.span_id;
 	span_key.pid = pid;
 	known = bpf_map_lookup_elem(&manual_spans, &span_key);

@@ -62,7 +62,10 @@ struct sdk_layout {
 #define LAYOUT_ABSENT 0xffff
 #define LAYOUT_BY_ADDRESS 0xffffffff
 
-/* targets: value. `adoption` and `strangers` are changed by programs, all else is constant while attached. */
+/*
+ * targets: value. `adoption`, `strangers`, `parent_proven` and `ends_seen` are changed by programs, all else is
+ * constant while attached.
+ */
 struct target {
 	__u64 tokio_task_id; /* offset from the thread pointer, two's complement; 0: no tokio */
 	__u64 sample_below; /* a root is sampled if (low half of its trace id >> 1) < this */
@@ -74,6 +77,9 @@ struct target {
 	__u32 wants_manual_spans; /* an exporter shows them */
 	/* Spans get their ids when they start, and are built when they end (tracing-opentelemetry before 0.32). */
 	__u32 builds_late;
+	__u16 parent_proven; /* layout.span_parent_id is certain, or a known parent was found there */
+	__u16 ends_seen; /* a known span was found at its end: span_context and span_data are right */
+	__u32 pad;
 	__u32 strangers; /* late built spans that said nothing of the layout; counted by otel_sdk */
 	struct sdk_layout layout;
 };
