@@ -288,6 +288,19 @@ static struct sdk_span *late_close(const struct sdk_context *parent, const struc
 	return span;
 }
 
+/* The same before 0.31. */
+static struct sdk_span *old_late_close(const struct sdk_context *parent, const struct sdk_context *own)
+{
+	struct sdk_span *span = sdk_allocate(sizeof(*span));
+	struct sdk_context none = {};
+
+	probe(PROBE_BUILD_WITH_CONTEXT, (struct host_registers){.di = (__u64)span}, NULL);
+	fill_span(span, parent ? parent : &none, own);
+	probe(PROBE_BUILD_WITH_CONTEXT_RETURNS, (struct host_registers){}, NULL);
+	end(span);
+	return span;
+}
+
 /* ---- what came of it */
 
 static struct span_frame active_of(__u64 task)
@@ -459,6 +472,33 @@ TEST(old_sdk_parent_is_not_where_the_layout_says)
 	CHECK_EQUAL(root->start_seconds, 1700000000);
 }
 
+/* What it had noted on its thread is not the next span's. */
+TEST(old_sdk_root_that_is_dropped_or_panics)
+{
+	struct sdk_span *root, *child, *dropped;
+
+	for (int panics = 0; panics < 2; panics++) {
+		struct sdk_context own = {};
+
+		start();
+		in(GET);
+		root = old_start_span(NULL);
+		dropped = sdk_allocate(sizeof(*dropped));
+		stack_pointer = 0x6000;
+		probe(PROBE_BUILD_WITH_CONTEXT, (struct host_registers){.di = (__u64)dropped}, NULL);
+		new_trace_id(&own);
+		dropped->data = DATA_NONE;
+		if (!panics)
+			probe(PROBE_BUILD_WITH_CONTEXT_RETURNS, (struct host_registers){}, NULL);
+		stack_pointer = 0x7000;
+		child = old_start_span(&root->context);
+		CHECK_EQUAL(target->adoption, ADOPTION_VERIFIED);
+		end(child);
+		end(root);
+		CHECK_EQUAL(root->parent_span_id, server_of(17).span_id);
+	}
+}
+
 TEST(old_sdk_span_that_does_not_record)
 {
 	struct sdk_span *span = NULL;
@@ -583,6 +623,54 @@ TEST(late_layout_mismatch)
 	}
 	CHECK_EQUAL(target->adoption, ADOPTION_MISMATCH);
 	CHECK_EQUAL(events_of_kind(EVENT_ADOPTION), 1);
+}
+
+/* A child's parent is right, its own id is not: that is no proof. */
+TEST(late_span_id_is_not_where_the_layout_says)
+{
+	struct target settings = sdk_target;
+	struct sdk_context root, child;
+	struct sdk_span *built;
+
+	settings.builds_late = 1;
+	settings.adoption = ADOPTION_UNVERIFIED;
+	settings.layout.context_span_id = offsetof(struct sdk_context, trace_id_high);
+	start_with(&settings);
+	in(GET);
+	root = late_start(NULL);
+	child = late_start(&root);
+	built = old_late_close(&root, &child);
+	CHECK_EQUAL(target->adoption, ADOPTION_UNVERIFIED);
+	built = old_late_close(NULL, &root);
+	CHECK_EQUAL(built->parent_span_id, 0);
+	CHECK_EQUAL(target->adoption, ADOPTION_UNVERIFIED);
+}
+
+TEST(late_parent_is_not_where_the_layout_says)
+{
+	struct target settings = sdk_target;
+	struct sdk_context root;
+	struct sdk_span *built;
+
+	settings.builds_late = 1;
+	settings.layout.span_parent_id = offsetof(struct sdk_span, start_seconds);
+	start_with(&settings);
+	in(GET);
+	root = late_start(NULL);
+	built = old_late_close(NULL, &root);
+	CHECK_EQUAL(target->adoption, ADOPTION_MISMATCH);
+	CHECK_EQUAL(built->start_seconds, 1700000000);
+	/* Where it seems to be 0 for each span, that is said in the end. */
+	settings.parent_proven = 0;
+	settings.layout.span_parent_id = offsetof(struct sdk_span, pad);
+	start_with(&settings);
+	in(GET);
+	for (int i = 0; i < 2000 && target->adoption == ADOPTION_VERIFIED; i++) {
+		root = late_start(NULL);
+		built = old_late_close(NULL, &root);
+		CHECK_EQUAL(built->pad, 0);
+	}
+	CHECK_EQUAL(target->adoption, ADOPTION_MISMATCH);
 }
 
 TEST(late_spans_with_nothing_written)

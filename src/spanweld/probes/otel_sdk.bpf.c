@@ -88,13 +88,14 @@ struct trace_id {
 	__u64 high;
 };
 
-/* key: the root's span id. Written here, where spans are built late; forgotten by age. */
+/* key: a span id that was generated. 0: a child's, or a root's that has no trace id yet. Written here,
+ * where spans are built late; forgotten by age. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 16384);
 	__type(key, struct manual_span_key);
 	__type(value, struct trace_id);
-} late_roots SEC(".maps");
+} late_ids SEC(".maps");
 
 /* Where a call of build_with_context will leave its Span. The frame tells apart a processor's own. */
 struct build_key {
@@ -103,12 +104,21 @@ struct build_key {
 	__u32 pad;
 };
 
-/* value: address. Written at the entry, deleted at the return; what panicked is forgotten by age. */
+struct build {
+	__u64 address;
+	/*
+	 * What this thread had noted before: of a build around this one, or left behind by one whose sampler
+	 * panicked or dropped its root. None of this build's business.
+	 */
+	struct root_start around;
+};
+
+/* Written at the entry, deleted at the return; what panicked is forgotten by age. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 16384);
 	__type(key, struct build_key);
-	__type(value, __u64);
+	__type(value, struct build);
 } builds SEC(".maps");
 
 /* key: thread id. Written here, taken by the stop writer's tracer. */
@@ -235,7 +245,7 @@ static __always_inline bool keep_late_root(const struct target *target, __u32 pi
 	return !bpf_map_update_elem(&manual_spans, &span_key, &span, BPF_ANY);
 }
 
-static __always_inline void note_late_root(__u32 pid, __u64 span_id, __u64 low, __u64 high)
+static __always_inline void note_late_id(__u32 pid, __u64 span_id, __u64 low, __u64 high)
 {
 	struct manual_span_key key = {};
 	struct trace_id trace_id = {};
@@ -244,7 +254,7 @@ static __always_inline void note_late_root(__u32 pid, __u64 span_id, __u64 low, 
 	key.pid = pid;
 	trace_id.low = low;
 	trace_id.high = high;
-	bpf_map_update_elem(&late_roots, &key, &trace_id, BPF_ANY);
+	bpf_map_update_elem(&late_ids, &key, &trace_id, BPF_ANY);
 }
 
 /*
@@ -292,7 +302,7 @@ int otel_new_trace_id(struct pt_regs *ctx)
 			return 0;
 		}
 		if (target->adoption == ADOPTION_UNVERIFIED)
-			note_late_root(pid, start.span_id, found.server.trace_id_low, found.server.trace_id_high);
+			note_late_id(pid, start.span_id, found.server.trace_id_low, found.server.trace_id_high);
 	} else if (target->adoption != ADOPTION_VERIFIED || why_no_stop(target) != COUNT_MAX) {
 		/* What cannot be stopped is counted once, when its span is built. */
 		return 0;
@@ -322,7 +332,7 @@ int otel_new_trace_id_returns(struct pt_regs *ctx)
 	start->trace_id_high = ctx->dx;
 	start->trace_noted = 1;
 	if (target->builds_late && start->span_noted)
-		note_late_root(pid, start->span_id, ctx->ax, ctx->dx);
+		note_late_id(pid, start->span_id, ctx->ax, ctx->dx);
 	return 0;
 }
 
@@ -339,6 +349,8 @@ int otel_new_span_id_returns(struct pt_regs *ctx)
 	start.span_id = ctx->ax;
 	start.span_noted = 1;
 	bpf_map_update_elem(&root_starts, &tid, &start, BPF_ANY);
+	if (target->builds_late && target->adoption == ADOPTION_UNVERIFIED)
+		note_late_id(pid, ctx->ax, 0, 0);
 	return 0;
 }
 
@@ -370,13 +382,20 @@ static __always_inline void verify_layout(struct target *target, __u32 pid, cons
 		change_adoption(target, pid, ADOPTION_UNVERIFIED, ADOPTION_VERIFIED, 0, 0, 0);
 }
 
-static __always_inline const struct trace_id *find_late_root(__u32 pid, __u64 span_id)
+static __always_inline const struct trace_id *find_late_id(__u32 pid, __u64 span_id)
 {
 	struct manual_span_key key = {};
 
 	key.span_id = span_id;
 	key.pid = pid;
-	return bpf_map_lookup_elem(&late_roots, &key);
+	return bpf_map_lookup_elem(&late_ids, &key);
+}
+
+static __always_inline const struct trace_id *find_late_root(__u32 pid, __u64 span_id)
+{
+	const struct trace_id *trace_id = find_late_id(pid, span_id);
+
+	return trace_id && (trace_id->low || trace_id->high) ? trace_id : NULL;
 }
 
 /*
@@ -392,25 +411,30 @@ static __always_inline bool contradicts(const struct target *target, const struc
 }
 
 /*
- * Where spans are built late, much comes between ids and span, and children come first: a span is
- * looked for among the roots that were noted, itself or by its parent. One that is not there (a
- * grandchild, or ids by hand) tells nothing; too many of them in a row are a mismatch.
+ * Where spans are built late, much comes between ids and span, and children come first. A root tells by
+ * itself, its child by both of them. Ids that were never generated (somebody's own, or another place) tell
+ * nothing; too many of them are a mismatch.
  */
 #define LATE_STRANGERS_MAX 1000
 
+static __always_inline bool is_one_too_many(struct target *target)
+{
+	return __sync_fetch_and_add(&target->strangers, 1) >= LATE_STRANGERS_MAX;
+}
+
 static __always_inline void verify_late(struct target *target, __u32 pid, const struct built_span *built)
 {
-	const struct trace_id *trace_id = find_late_root(pid, built->context.span_id);
+	const struct trace_id *own = find_late_id(pid, built->context.span_id);
+	const struct trace_id *root = find_late_root(pid, built->context.span_id);
 
-	if (!trace_id && built->parent_span_id)
-		trace_id = find_late_root(pid, built->parent_span_id);
-	if (trace_id && trace_id->low == built->context.trace_id_low &&
-	    trace_id->high == built->context.trace_id_high)
-		change_adoption(target, pid, ADOPTION_UNVERIFIED, ADOPTION_VERIFIED, 0, 0, 0);
-	else if (trace_id)
-		change_adoption(target, pid, ADOPTION_UNVERIFIED, ADOPTION_MISMATCH, CHECK_TRACE_ID, trace_id->low,
+	if (!root && built->parent_span_id)
+		root = find_late_root(pid, built->parent_span_id);
+	if (root && (root->low != built->context.trace_id_low || root->high != built->context.trace_id_high))
+		change_adoption(target, pid, ADOPTION_UNVERIFIED, ADOPTION_MISMATCH, CHECK_TRACE_ID, root->low,
 				built->context.trace_id_low);
-	else if (__sync_fetch_and_add(&target->strangers, 1) >= LATE_STRANGERS_MAX)
+	else if (root && own)
+		change_adoption(target, pid, ADOPTION_UNVERIFIED, ADOPTION_VERIFIED, 0, 0, 0);
+	else if (!own && is_one_too_many(target))
 		change_adoption(target, pid, ADOPTION_UNVERIFIED, ADOPTION_MISMATCH, CHECK_SPAN_ID, 0,
 				built->context.span_id);
 }
@@ -521,8 +545,15 @@ static __always_inline int adopt_or_follow(struct target *target, __u32 pid, str
 				push_manual_span(pid, key, &built->context, &found.server);
 			return 0;
 		}
-		if (known)
+		if (known) {
+			/* A root has no parent. */
+			if (known->adopted && built->parent_span_id)
+				change_adoption(target, pid, ADOPTION_VERIFIED, ADOPTION_MISMATCH, CHECK_PARENT_ID,
+						0, built->parent_span_id);
 			bpf_map_delete_elem(&manual_spans, &span_key);
+			if (target->adoption != ADOPTION_VERIFIED)
+				return 0;
+		}
 	}
 	if (contradicts(target, built, start.began, ours)) {
 		change_adoption(target, pid, ADOPTION_VERIFIED, ADOPTION_MISMATCH, CHECK_PARENT_ID, start.began,
@@ -605,37 +636,30 @@ int otel_build_recording_span(struct pt_regs *ctx)
 SEC("uprobe")
 int otel_build_with_context(struct pt_regs *ctx)
 {
+	__u32 pid, tid = bpf_get_current_pid_tgid();
 	struct build_key key = {};
-	__u64 address = ctx->di;
-	__u32 pid;
+	struct build build = {};
+	struct root_start *noted;
 
 	if (!may_adopt(current_target(&pid)))
 		return 0;
+	build.address = ctx->di;
+	noted = bpf_map_lookup_elem(&root_starts, &tid);
+	if (noted) {
+		build.around = *noted;
+		bpf_map_delete_elem(&root_starts, &tid);
+	}
 	key.sp = ctx->sp;
-	key.tid = bpf_get_current_pid_tgid();
-	bpf_map_update_elem(&builds, &key, &address, BPF_ANY);
+	key.tid = tid;
+	bpf_map_update_elem(&builds, &key, &build, BPF_ANY);
 	return 0;
 }
 
-/* On each `ret` of build_with_context: the Span is whole, and nobody has a copy of its ids yet. */
-SEC("uprobe")
-int otel_build_with_context_returns(struct pt_regs *ctx)
+static __always_inline int built_with_context(struct target *target, __u32 pid, struct pt_regs *ctx, __u64 span)
 {
 	struct built_span built = {};
-	struct build_key key = {};
-	__u64 *address, span, data;
-	__u32 pid;
-	struct target *target = current_target(&pid);
+	__u64 data;
 
-	if (!may_adopt(target))
-		return 0;
-	key.sp = ctx->sp;
-	key.tid = bpf_get_current_pid_tgid();
-	address = bpf_map_lookup_elem(&builds, &key);
-	if (!address)
-		return 0; /* it was entered before the probe was there */
-	span = *address;
-	bpf_map_delete_elem(&builds, &key);
 	if (!read_integer(&data, span + target->layout.span_data, target->layout.span_data_size)) {
 		count(COUNT_READ_FAULT);
 		return 0;
@@ -651,6 +675,32 @@ int otel_build_with_context_returns(struct pt_regs *ctx)
 		return 0;
 	}
 	return adopt_or_follow(target, pid, ctx, &built);
+}
+
+/* On each `ret` of build_with_context: the Span is whole, and nobody has a copy of its ids yet. */
+SEC("uprobe")
+int otel_build_with_context_returns(struct pt_regs *ctx)
+{
+	__u32 pid, tid = bpf_get_current_pid_tgid();
+	struct build_key key = {};
+	struct build build, *begun;
+	struct target *target = current_target(&pid);
+
+	if (!may_adopt(target))
+		return 0;
+	key.sp = ctx->sp;
+	key.tid = tid;
+	begun = bpf_map_lookup_elem(&builds, &key);
+	if (!begun)
+		return 0; /* it was entered before the probe was there */
+	build = *begun;
+	bpf_map_delete_elem(&builds, &key);
+	built_with_context(target, pid, ctx, build.address);
+	if (build.around.began && !target->builds_late)
+		bpf_map_update_elem(&root_starts, &tid, &build.around, BPF_ANY);
+	else
+		bpf_map_delete_elem(&root_starts, &tid);
+	return 0;
 }
 
 static __always_inline struct manual_span *find_manual_span(__u32 pid, __u64 span_id)
@@ -823,8 +873,13 @@ static __always_inline __u8 finish_adoption(struct target *target, __u32 pid, st
 		return MANUAL_UNWRITTEN;
 	}
 	/* A remote parent is no 0, and was found there. */
-	if ((!known->remote && !target->parent_proven) ||
-	    !write_parent(target, ctx, address, known->parent, known->remote)) {
+	if (!known->remote && !target->parent_proven) {
+		count(COUNT_PARENTS_UNWRITTEN);
+		if (is_one_too_many(target))
+			change_adoption(target, pid, ADOPTION_VERIFIED, ADOPTION_MISMATCH, CHECK_PARENT_ID, 0, 0);
+		return MANUAL_UNWRITTEN;
+	}
+	if (!write_parent(target, ctx, address, known->parent, known->remote)) {
 		count(COUNT_PARENTS_UNWRITTEN);
 		return MANUAL_UNWRITTEN;
 	}

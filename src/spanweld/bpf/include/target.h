@@ -80,7 +80,7 @@ struct target {
 	__u16 parent_proven; /* layout.span_parent_id is certain, or a known parent was found there */
 	__u16 ends_seen; /* a known span was found at its end: span_context and span_data are right */
 	__u32 pad;
-	__u32 strangers; /* late built spans that said nothing of the layout; counted by otel_sdk */
+	__u32 strangers; /* spans that were to prove the layout, and did not; counted by otel_sdk */
 	struct sdk_layout layout;
 };
 
