@@ -38,8 +38,8 @@ GOAL_NS = 2000
 STATISTICS = Path("/proc/sys/kernel/bpf_stats_enabled")
 
 GROUPS = {
-    "head": ("http_read", "http_readv", "http_recvfrom", "http_recvmsg"),
-    "response": ("http_write", "http_writev", "http_sendto", "http_sendmsg"),
+    "head": ("http_in",),
+    "response": ("http_out",),
     "waits": ("http_epoll_wait", "http_epoll_pwait", "http_epoll_pwait2"),
 }
 

@@ -59,7 +59,7 @@ def show_span(span: ReceivedSpan, children: dict[str, list[ReceivedSpan]], branc
     status = ""
     if automatic:
         name = f"HTTP {span.name} {span.attributes['url.path']}"
-        status = str(span.attributes["http.response.status_code"])
+        status = str(span.attributes.get("http.response.status_code", ""))
     name = f"{branch}{name} ({'auto' if automatic else 'manual'})"
     sender = "spanweld" if automatic else "the service's own exporter"
     click.echo(f"{name:<45}{(span.end_ns - span.start_ns) / 1e6:8.1f} ms  {status:>4}   sent by {sender}")

@@ -21,7 +21,9 @@ from spanweld.bpf.pins import PinFolder, remove_stale
 from spanweld.bpf.ring import RingReader
 from spanweld.errors import HostError, SpanweldError, TargetError, UsageError
 from spanweld.exporters import Exporter, make_exporters
+from spanweld.image import SpanArguments
 from spanweld.join import RootLinks
+from spanweld.layouts import SdkLayout
 from spanweld.model import Origin, Pid, Resource, Span, SpanKind
 from spanweld.plan import Plan
 from spanweld.probes import REGISTRY
@@ -170,7 +172,11 @@ class Agent:
     def _attach_tracepoints(self, *, for_stop_writer: bool) -> None:
         for instrumentation in REGISTRY:
             for probe in instrumentation.probes:
-                if probe.place is Place.TRACEPOINT and probe.for_stop_writer is for_stop_writer:
+                if probe.place is not Place.TRACEPOINT or probe.for_stop_writer is not for_stop_writer:
+                    continue
+                if probe.tracepoints:
+                    self._links += self._bpf.attach_syscalls(probe.program, probe.tracepoints)
+                else:
                     self._links.append(self._bpf.attach(probe.program))
 
     @property
@@ -257,7 +263,7 @@ class Agent:
 
     def _encode_target(self, target: Target) -> bytes:
         settings, layout = self._settings, target.plan.adopted_layout
-        task_id = target.plan.facts.task_id
+        task_id, arguments = target.plan.facts.task_id, target.plan.arguments
         values = dict.fromkeys(events.Target._fields, 0)
         values.update(
             tokio_task_id=task_id.offset_from_fs & (1 << 64) - 1 if task_id else 0,
@@ -271,7 +277,10 @@ class Agent:
             parent_based=int(settings.sampler.parent_based),
             wants_manual_spans=int("console" in settings.exports),
             builds_late=int(target.plan.seen_late),
-            parent_proven=int(layout is not None and layout.confidence.startswith("certain")),
+            context_argument=arguments.context if arguments else 0,
+            parent_argument=arguments.parent if arguments else 0,
+            parent_is_id=int(arguments.parent_is_id) if arguments else 0,
+            parent_proven=int(layout is not None and _parent_is_certain(layout, arguments)),
         )
         if layout:
             for name in values:
@@ -472,6 +481,12 @@ def encode_excluded(paths: Iterable[str]) -> bytes:
         pattern.ljust(_EXCLUDED_LENGTH, b"\0") + mask.ljust(_EXCLUDED_LENGTH, b"\0")
         for pattern, mask in patterns
     ).ljust(_EXCLUDED_MAX * 2 * _EXCLUDED_LENGTH, b"\0")
+
+
+def _parent_is_certain(layout: SdkLayout, arguments: SpanArguments | None) -> bool:
+    """Whether a root's parent may be written before a child has shown where parents are kept."""
+    said_by_code = arguments is not None and arguments.parent_offset == layout.span_parent_id
+    return said_by_code or layout.confidence.startswith("certain")
 
 
 _EXCLUDED_MAX = 16

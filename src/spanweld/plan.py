@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,8 +13,10 @@ from spanweld.image import (
     Image,
     ImageFacts,
     Language,
+    SpanArguments,
     examine,
     find_returns,
+    find_span_arguments,
     first_instruction,
     locate,
 )
@@ -22,7 +24,7 @@ from spanweld.image.symbols import contains_name
 from spanweld.layouts import SdkLayout
 from spanweld.model import FileOffset
 from spanweld.probes import REGISTRY, otel_sdk
-from spanweld.probes.declaration import Instrumentation, Place, Probe, Release, release_of
+from spanweld.probes.declaration import Place, Probe, Release, Seen, release_of
 
 # Runtimes whose tasks are not followed: what is on a thread is no hint to the request then.
 _OTHER_RUNTIMES = ("async-std", "smol", "monoio", "glommio", "tokio-uring", "compio", "async-global-executor")
@@ -56,6 +58,7 @@ class Plan:
     """What will be attached to an image.
 
     ``layout`` is a sentence where there is none. ``why_no_adoption`` is empty if manual spans are adopted.
+    ``arguments`` are those of build_recording_span, None unless spans are seen there.
     ``seen_late``: what is known of a span before its end are its ids, either since ``tracing`` spans
     are built when they end, or since only what processors are given at its end can be seen.
     """
@@ -64,6 +67,8 @@ class Plan:
     sdk_versions: tuple[str, ...]
     layout: SdkLayout | str
     probes: tuple[ProbePlan, ...]
+    seen: Seen
+    arguments: SpanArguments | None
     why_no_adoption: str
     seen_late: bool
 
@@ -95,19 +100,90 @@ def plan_for(image: Image, facts: ImageFacts) -> Plan:
     if not versions and isinstance(layout, SdkLayout) and layout.sdk:
         versions = (layout.sdk,)
     release = release_of(versions[0]) if len(versions) == 1 else None
-    seen_late = otel_sdk.builds_late(facts.crates)
-    # What is not known is taken for the newest.
-    probes, why_no_place = _place(image, REGISTRY, release or Release(sys.maxsize, 0), exported=False)
     why = _why_not_rust(facts) or _why_unknown(versions, release)
     if not why and isinstance(layout, str):
         why = layout
     why = why or _why_tasks_are_unknown(image, facts)
-    if why_no_place and not why and release and isinstance(layout, SdkLayout):
-        exported = layout.of_exported_data()
-        others, why_not_exported = _place(image, REGISTRY, release, exported=True)
-        if exported and not why_not_exported:
-            layout, probes, why_no_place, seen_late = exported, others, "", True
-    return Plan(facts, versions, layout, probes, why or why_no_place, seen_late)
+    # What is not known is taken for the newest.
+    ways = list(_ways(image, release or Release(sys.maxsize, 0), layout))
+    why = why or next((way.contradiction for way in ways if way.contradiction), "")
+    way = next((way for way in ways if not way.why_not), ways[0])
+    return Plan(
+        facts=facts,
+        sdk_versions=versions,
+        layout=way.layout,
+        probes=way.probes,
+        seen=way.seen,
+        arguments=way.arguments,
+        why_no_adoption=why or way.why_not,
+        seen_late=way.seen is Seen.EXPORTED or otel_sdk.builds_late(facts.crates),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """One way of seeing spans, and the first reason why it cannot be had.
+
+    ``contradiction``: the code and the layout disagree, so that there is no way at all.
+    """
+
+    seen: Seen
+    probes: tuple[ProbePlan, ...]
+    layout: SdkLayout | str
+    arguments: SpanArguments | None
+    why_not: str
+    contradiction: str = ""
+
+
+def _ways(image: Image, release: Release, layout: SdkLayout | str) -> Iterator[_Way]:
+    functions = locate(
+        image,
+        {
+            probe.symbol
+            for instrumentation in REGISTRY
+            for probe in instrumentation.probes
+            if probe.symbol and any(probe.fits(release, seen) for seen in Seen)
+        },
+    )
+    arguments: SpanArguments | None = None
+    if release >= otel_sdk.BUILDS_APART:
+        probes = _place(image, release, Seen.BUILT, functions)
+        why_not = _first_reason(probes)
+        if not why_not:
+            arguments = _span_arguments(image, probes)
+            why_not = "" if arguments else "the code of build_recording_span does not tell how it is called"
+        yield _Way(Seen.BUILT, probes, layout, arguments, why_not, _contradiction(arguments, layout))
+    probes = _place(image, release, Seen.RETURNED, functions)
+    yield _Way(Seen.RETURNED, probes, layout, None, _first_reason(probes))
+    exported = layout.of_exported_data() if isinstance(layout, SdkLayout) else layout
+    probes = _place(image, release, Seen.EXPORTED, functions)
+    why_not = _first_reason(probes) or ("" if exported else "the layout of exported spans is not known")
+    yield _Way(Seen.EXPORTED, probes, exported or layout, None, why_not)
+
+
+def _span_arguments(image: Image, probes: Iterable[ProbePlan]) -> SpanArguments | None:
+    """How build_recording_span is called, by its code."""
+    functions = [
+        point.function
+        for plan in probes
+        if plan.probe.program == "otel_build_recording_span"
+        for point in plan.points
+    ]
+    found = {find_span_arguments(image, function) for function in functions}
+    return found.pop() if len(found) == 1 else None
+
+
+def _contradiction(arguments: SpanArguments | None, layout: SdkLayout | str) -> str:
+    if arguments is None or isinstance(layout, str) or layout.span_parent_id == arguments.parent_offset:
+        return ""
+    return (
+        f"the code of build_recording_span puts the parent's id at {arguments.parent_offset:#x} of a Span, "
+        f"and the layout says {layout.span_parent_id:#x}"
+    )
+
+
+def _first_reason(probes: Iterable[ProbePlan]) -> str:
+    return next((plan.reason for plan in probes if plan.reason), "")
 
 
 def _why_not_rust(facts: ImageFacts) -> str:
@@ -139,32 +215,25 @@ def _why_tasks_are_unknown(image: Image, facts: ImageFacts) -> str:
 
 
 def _place(
-    image: Image, registry: Iterable[Instrumentation], release: Release, *, exported: bool
-) -> tuple[tuple[ProbePlan, ...], str]:
-    """Every probe with its places, and the first reason why one that needs a place has none."""
-    chosen = [
-        (instrumentation.name, probe)
-        for instrumentation in registry
-        for probe in (instrumentation.exported if exported else ()) or instrumentation.probes
-        if probe.fits(release)
-    ]
-    functions = locate(image, {probe.symbol for _, probe in chosen if probe.symbol})
+    image: Image, release: Release, seen: Seen, functions: Mapping[str, list[Function] | str]
+) -> tuple[ProbePlan, ...]:
+    """Every probe that is needed where spans are seen so, with its places or the reason why not."""
     plans = []
-    for name, probe in chosen:
-        points: list[AttachPoint] = []
-        reason = None
-        found = functions[probe.symbol] if probe.symbol else []
-        if isinstance(found, str):
-            reason = found
-        else:
-            for function in found:
+    for instrumentation in REGISTRY:
+        for probe in instrumentation.probes:
+            if not probe.fits(release, seen):
+                continue
+            points: list[AttachPoint] = []
+            found = functions[probe.symbol] if probe.symbol else []
+            reason = found if isinstance(found, str) else None
+            for function in found if not isinstance(found, str) else ():
                 places = _points(image, probe, function)
                 if isinstance(places, str):
                     reason = places
                 else:
                     points += places
-        plans.append(ProbePlan(name, probe, () if reason else tuple(points), reason))
-    return tuple(plans), next((plan.reason for plan in plans if plan.reason), "")
+            plans.append(ProbePlan(instrumentation.name, probe, () if reason else tuple(points), reason))
+    return tuple(plans)
 
 
 def _points(image: Image, probe: Probe, function: Function) -> list[AttachPoint] | str:

@@ -44,17 +44,8 @@ MEMORY = 300 << 20
 SILENCE = 300
 """Seconds after which a worker that says nothing is ended."""
 
-# A program of a few lines with all its debug information: the one that is damaged most deeply.
-SOURCE = """
-use std::collections::BTreeMap;
-thread_local! { static SEEN: std::cell::RefCell<BTreeMap<String, u64>> = Default::default(); }
-fn main() {
-    for word in std::env::args() {
-        SEEN.with(|seen| *seen.borrow_mut().entry(word).or_default() += 1);
-    }
-    SEEN.with(|seen| println!("{:?}", seen.borrow()));
-}
-"""
+# The SDK's types in a program of a few lines, with all its debug information.
+DESCRIBED = services.ROOT / "tests/unit/layouts/spans.rs"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +58,17 @@ class Finding:
 
 def executables(folder: Path) -> list[Path]:
     """Services with the SDK, with and without tokio and symbols, and one with debug information."""
-    small = folder / "small"
-    (folder / "small.rs").write_text(SOURCE)
-    subprocess.run(["rustc", "--edition=2021", "-g", "-o", small, folder / "small.rs"], check=True)
+    described = folder / "described"
+    # As from a registry: the version stands in the path.
+    source = folder / "opentelemetry_sdk-0.31.0/src/main.rs"
+    source.parent.mkdir(parents=True)
+    shutil.copy(DESCRIBED, source)
+    command = ("rustc", "--edition=2021", "--crate-name=opentelemetry_sdk", "-g", "-o", described, source)
+    subprocess.run(command, check=True)
     stripped = folder / "stripped"
     users = services.binary("users", "release")
     subprocess.run(["strip", "-o", stripped, users], check=True)
-    return [users, services.binary("sockets", "release"), stripped, small]
+    return [users, services.binary("sockets", "release"), stripped, described]
 
 
 class TooLongError(BaseException):
@@ -151,7 +146,7 @@ class Run:
                         self._note(worker, json.loads(line), loud)
                         continue
                     selector.unregister(worker.output)
-                    self._ended(worker)
+                    self._ended(worker, loud)
                     self._start(selector)
                 for key in list(selector.get_map().values()):
                     if time.monotonic() - key.data.heard > SILENCE:
@@ -171,25 +166,30 @@ class Run:
             worker.case = int(str(message["begin"]))
             return
         if "finding" in message:
-            self.findings.append(Finding(worker.case, str(message["finding"])))
+            self._found(Finding(worker.case, str(message["finding"])), loud)
         self.outcomes[str(message.get("outcome", "finding"))] += 1
         worker.done += 1
         total = sum(self.outcomes.values())
         if loud and total % 500 == 0:
             print(f"{total} cases: {dict(self.outcomes)}", file=sys.stderr, flush=True)
 
-    def _ended(self, worker: _Worker) -> None:
+    def _found(self, finding: Finding, loud: bool) -> None:
+        self.findings.append(finding)
+        if loud:
+            print(f"case {finding.case}:\n{finding.what}", flush=True)
+
+    def _ended(self, worker: _Worker, loud: bool) -> None:
         code = worker.process.wait()
         worker.output.close()
         if worker.done == worker.cases and code == 0:
             return
-        self.findings.append(Finding(worker.case, f"the worker ended with {code} in the middle of it"))
+        self._found(Finding(worker.case, f"the worker ended with {code} in the middle of it"), loud)
         self.outcomes["finding"] += 1
         worker.first, rest = worker.case + 1, worker.first + worker.cases - worker.case - 1
         if rest > 0:
             # What it had still to do comes at the end.
             again = Run(worker.first, rest, self._seed, self._paths)
-            again.go(1)
+            again.go(1, loud=loud)
             self.findings += again.findings
             self.outcomes += again.outcomes
 
@@ -243,8 +243,6 @@ def main() -> int:
         paths = options.executables or stack.enter_context(prepared())
         run = Run(options.first, options.cases, options.seed, paths)
         run.go(options.jobs, loud=True)
-    for finding in run.findings:
-        print(f"case {finding.case}:\n{finding.what}")
     print(f"seed {options.seed}, cases {options.first} to {options.first + options.cases - 1}:", end=" ")
     print(", ".join(f"{count} {outcome}" for outcome, count in sorted(run.outcomes.items())))
     return 1 if run.findings else 0

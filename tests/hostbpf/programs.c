@@ -310,13 +310,19 @@ static void enter(int (*program)(struct syscall_enter *), __u64 first, __u64 sec
 	host_leave();
 }
 
-static void leave(int (*program)(struct syscall_exit *), __s64 result)
+static void leave_call(int (*program)(struct syscall_exit *), __s32 nr, __s64 result)
 {
-	struct syscall_exit context = {.ret = result};
+	struct syscall_exit context = {.nr = nr, .garbage = 0xbad, .ret = result};
 
 	host_enter();
 	program(&context);
 	host_leave();
+}
+
+/* Of a program that serves one system call only. */
+static void leave(int (*program)(struct syscall_exit *), __s64 result)
+{
+	leave_call(program, -1, result);
 }
 
 void sys_accept(int fd, const struct host_socket *socket)
@@ -416,15 +422,16 @@ void sys_thread_exit(void)
 
 void sys_transfer(enum host_call call, int fd, const struct host_piece *pieces, size_t nr, long result, int flags)
 {
-	static int (*const programs[CALL_MAX])(struct syscall_exit *) = {
-		[CALL_READ] = http_read,       [CALL_RECVFROM] = http_recvfrom, [CALL_READV] = http_readv,
-		[CALL_RECVMSG] = http_recvmsg, [CALL_WRITE] = http_write,	[CALL_SENDTO] = http_sendto,
-		[CALL_WRITEV] = http_writev,   [CALL_SENDMSG] = http_sendmsg,
+	/* arch/x86/entry/syscalls/syscall_64.tbl */
+	static const int numbers[CALL_MAX] = {
+		[CALL_READ] = 0,  [CALL_RECVFROM] = 45, [CALL_READV] = 19,  [CALL_RECVMSG] = 47,
+		[CALL_WRITE] = 1, [CALL_SENDTO] = 44,	[CALL_WRITEV] = 20, [CALL_SENDMSG] = 46,
 	};
 	struct user_msghdr {
 		__u64 name, name_length, iov, nr_iov, control, control_length, flags;
 	} message = {.iov = (__u64)pieces, .nr_iov = nr};
 	bool flat = call == CALL_READ || call == CALL_RECVFROM || call == CALL_WRITE || call == CALL_SENDTO;
+	bool is_in = call == CALL_READ || call == CALL_RECVFROM || call == CALL_READV || call == CALL_RECVMSG;
 	bool with_message = call == CALL_RECVMSG || call == CALL_SENDMSG;
 	int unmap = host.unmap;
 	long all = 0;
@@ -443,7 +450,7 @@ void sys_transfer(enum host_call call, int fd, const struct host_piece *pieces, 
 		arguments(fd, (__u64)pieces->base, pieces->size, flags);
 	else
 		arguments(fd, with_message ? (__u64)&message : (__u64)pieces, with_message ? (__u64)flags : nr, 0);
-	leave(programs[call], result < 0 ? all : result);
+	leave_call(is_in ? http_in : http_out, numbers[call], result < 0 ? all : result);
 	host_unmap_memory(&message);
 	host_unmap_memory(pieces);
 	for (size_t i = 0; i < nr; i++)

@@ -62,6 +62,8 @@ static const struct target sdk_target = {
 	.tracer = TRACER,
 	.wants_manual_spans = 1,
 	.parent_proven = 1,
+	.context_argument = 3,
+	.parent_argument = 2,
 	.layout =
 		{
 			.context_trace_id = offsetof(struct sdk_context, trace_id_low),
@@ -246,7 +248,7 @@ static void end(struct sdk_span *span)
 	end_at(span, 0xdeadbeef, END_NONE);
 }
 
-/* Before 0.31: build_with_context does it all, and only its returned Span shows the ids. */
+/* Where build_with_context is all that can be seen, and only its returned Span shows the ids. */
 static struct sdk_span *old_start_span(const struct sdk_context *parent)
 {
 	struct sdk_span *span = sdk_allocate(sizeof(*span));

@@ -32,14 +32,17 @@ def loaded() -> Iterator[BpfObject]:
 
 
 def test_every_program_belongs_to_a_declared_probe(loaded: BpfObject) -> None:
-    declared = {probe.program for instrumentation in REGISTRY for probe in instrumentation.all_probes}
+    declared = {probe.program for instrumentation in REGISTRY for probe in instrumentation.probes}
     assert set(loaded.programs()) == declared
 
 
 def test_every_tracepoint_attaches_and_detaches(loaded: BpfObject) -> None:
     for instrumentation in REGISTRY:
         for probe in instrumentation.probes:
-            if probe.place is Place.TRACEPOINT:
+            if probe.tracepoints:
+                for link in loaded.attach_syscalls(probe.program, probe.tracepoints):
+                    link.detach()
+            elif probe.place is Place.TRACEPOINT:
                 loaded.attach(probe.program).detach()
 
 

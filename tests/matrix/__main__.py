@@ -5,8 +5,9 @@
 A PATTERN chooses cells by name, VERSION/API/PROFILE: ``0.31/*``, ``*/tracing/fatlto``. Each result is
 kept in ``results.json`` as soon as it is there, and the table is made of all that are kept. What is
 joined already is not run again; with ``--again`` only what was joined at this very commit is not. So a
-run that was ended goes on where it was. Needs root. Ends with 0 if every chosen cell is joined, 1 if
-one is not, 130 after Ctrl-C.
+run that was ended goes on where it was. With another ``--write`` or ``--requests`` all chosen cells are
+run, and nothing is kept. Needs root. Ends with 0 if every chosen cell is joined, 1 if one is not, 130
+after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from tests.support.services import ROOT
 
 TABLE = ROOT / "docs" / "matrix.md"
 RESULTS = ROOT / "tests" / "matrix" / "results.json"
+WRITE = "stop"
+"""How the cells of the table are tried: it works on every host."""
 _LAST_LINES = 15
 _CHANGED = "+"
 
@@ -68,7 +71,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="tests.matrix", description="SDK versions, APIs and build profiles")
     parser.add_argument("patterns", nargs="*", metavar="PATTERN", default=["*"])
     parser.add_argument("--again", action="store_true", help="also the cells that are joined already")
-    parser.add_argument("--write", default="stop", choices=("auto", "kernel", "stop", "off"))
+    parser.add_argument("--write", default=WRITE, choices=("auto", "kernel", "stop", "off"))
     parser.add_argument("--requests", type=int, default=REQUESTS)
     arguments = parser.parse_args()
     try:
@@ -78,7 +81,8 @@ def main() -> int:
     if os.geteuid() != 0:
         parser.error("the agent loads BPF programs: run it as root")
 
-    results = _load()
+    kept = (arguments.write, arguments.requests) == (WRITE, REQUESTS)
+    results = _load() if kept else {}
     commit, rustc = _commit(), _output("rustc", "--version").split()[1]
     try:
         for place, cell in enumerate(chosen, 1):
@@ -90,14 +94,16 @@ def main() -> int:
             results[str(cell)] = Result(
                 verdict.value, reason, arguments.write, arguments.requests, commit, rustc
             )
-            _save(results)
+            if kept:
+                _save(results)
     except KeyboardInterrupt:
-        print("\nended; what is done is kept", file=sys.stderr)
+        print("\nended" + "; what is done is kept" * kept, file=sys.stderr)
         return 130
     finally:
-        TABLE.write_text(table(results))
+        if kept:
+            TABLE.write_text(table(results))
     verdicts = Counter(results[str(cell)].verdict for cell in chosen)
-    print(", ".join(f"{count} {verdict}" for verdict, count in verdicts.most_common()), f"→ {TABLE}")
+    print(", ".join(f"{count} {verdict}" for verdict, count in verdicts.most_common()))
     return int(set(verdicts) != {Verdict.JOINED.value})
 
 

@@ -84,14 +84,14 @@ class Judgement:
     examples: tuple[str, ...]
 
     def verdict(self, reasons: Sequence[str]) -> tuple[Verdict, str]:
-        """In one word, and in a sentence; ``reasons`` is what the agent said about what it does not do."""
+        """In one word, and in a sentence; ``reasons`` is what the agent said besides that it is ready."""
         roots = self.adopted + self.left_alone
         if self.problems:
             return Verdict.FAILED, ", ".join(
                 f"{count} {kind}" for kind, count in sorted(self.problems.items())
             )
         if not self.left_alone:
-            return Verdict.JOINED, f"{roots} roots"
+            return Verdict.JOINED, "; ".join((f"{roots} roots", *reasons))
         if self.adopted:
             return Verdict.FAILED, f"{self.left_alone} of {roots} roots were left alone"
         if not reasons:

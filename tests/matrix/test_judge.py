@@ -59,7 +59,8 @@ def judged(change: Callable[[Spans], object] = lambda _: None, *, adopted: bool 
 def test_all_is_right() -> None:
     judgement = judged()
     assert (judgement.adopted, judgement.left_alone) == (6 * REQUESTS, 0)
-    assert judgement.verdict(WHY)[0] is Verdict.JOINED
+    assert judgement.verdict([]) == (Verdict.JOINED, "12 roots")
+    assert judgement.verdict(["what"]) == (Verdict.JOINED, "12 roots; what")
 
 
 def test_nothing_is_adopted() -> None:

@@ -18,7 +18,8 @@ from tests.support.client import load
 REQUESTS = 200
 CONNECTIONS = 8
 _NO_SPAN = "0" * 16
-_LEFT_ALONE = "; manual spans are left alone: "
+# Of the ready line; where spans are adopted it says "; manual spans of opentelemetry_sdk 0.31.0 are adopted".
+_NOT_ADOPTED = "; manual spans are "
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +60,9 @@ def try_cell(cell: Cell, executable: Path, *, write: str = "stop", requests: int
                 numbers,
             )
         except (AssertionError, OSError, ValueError, KeyError) as error:
-            first, _, rest = str(error).partition("\n")
-            return Trial(Verdict.FAILED, f"{type(error).__name__}: {first}", (), rest)
+            # The first line says what was waited for, say, and the last one why it did not come.
+            lines = str(error).splitlines() or [type(error).__name__]
+            return Trial(Verdict.FAILED, " ".join(dict.fromkeys((lines[0], lines[-1]))), (), str(error))
     judgement.problems.update(
         Counter({"requests that failed": len(result.failures), f"exit code {code}": int(code != 0)})
         - Counter()
@@ -70,7 +72,7 @@ def try_cell(cell: Cell, executable: Path, *, write: str = "stop", requests: int
 
 
 def _reasons(messages: str) -> list[str]:
-    """What the agent said about spans that it leaves alone: in its ready line, or in a line of its own."""
+    """What the agent said besides that it is ready; of the ready line, why it leaves spans alone."""
     reasons = []
     for line in messages.splitlines():
         if not line.startswith("spanweld: "):
@@ -78,8 +80,8 @@ def _reasons(messages: str) -> list[str]:
         said = line.removeprefix("spanweld: ")
         if " ready (pid " not in line:
             reasons.append(said)
-        elif _LEFT_ALONE in said:
-            reasons.append(said.partition(_LEFT_ALONE)[2].removesuffix(")"))
+        elif _NOT_ADOPTED in said:
+            reasons.append(said.partition("; ")[2].removesuffix(")"))
     return reasons
 
 

@@ -212,6 +212,10 @@ class Database:
             temporary.write_text(_text_of(layouts))
             temporary.replace(self._path)
 
+    def as_text(self) -> str:
+        """What the file holds, as this program writes it."""
+        return _text_of(self._read())
+
     def _read(self) -> dict[tuple[str, str, str], dict[str, Any]]:
         result: dict[tuple[str, str, str], dict[str, Any]] = {}
         if self._path.exists():

@@ -277,7 +277,7 @@ ADOPTION_EVENT = Struct("<IIQIIQQ")
 
 
 class Target(NamedTuple):
-    """struct target, 152 bytes"""
+    """struct target, 160 bytes"""
 
     tokio_task_id: int
     sample_below: int
@@ -288,9 +288,11 @@ class Target(NamedTuple):
     parent_based: int
     wants_manual_spans: int
     builds_late: int
+    context_argument: int
+    parent_argument: int
+    parent_is_id: int
     parent_proven: int
     ends_seen: int
-    pad: int
     strangers: int
     layout_context_trace_id: int
     layout_context_span_id: int
@@ -324,7 +326,7 @@ class Target(NamedTuple):
     layout_pad_end: int
 
 
-TARGET = Struct("<QQIIIIIIIHHIIHHHHHHHHHHHHHHHHHHHHHHIQQQQQII")
+TARGET = Struct("<QQIIIIIIIIIIHHIHHHHHHHHHHHHHHHHHHHHHHIQQQQQII")
 
 
 class ConnectionKey(NamedTuple):

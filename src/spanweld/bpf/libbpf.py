@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from ctypes import POINTER, c_bool, c_char_p, c_int, c_size_t, c_uint32, c_uint64, c_void_p
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,6 +70,7 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "bpf_map_get_next_key": (c_int, (c_int, c_void_p, c_void_p)),
     "bpf_obj_pin": (c_int, (c_int, c_char_p)),
     "bpf_program__name": (c_char_p, (c_void_p,)),
+    "bpf_program__attach_tracepoint": (c_void_p, (c_void_p, c_char_p, c_char_p)),
     "bpf_program__attach": (c_void_p, (c_void_p,)),
     "bpf_program__attach_uprobe": (c_void_p, (c_void_p, c_bool, c_int, c_char_p, c_size_t)),
     "bpf_link__destroy": (c_int, (c_void_p,)),
@@ -300,6 +301,21 @@ class BpfObject:
         """Attaches a program where its section says."""
         pointer = self.library.bpf_program__attach(self._program(program))
         return Link(self.library, self.library.check_pointer(pointer, f"cannot attach {program}"))
+
+    def attach_syscalls(self, program: str, tracepoints: Iterable[str]) -> list[Link]:
+        """Attaches one program to several tracepoints of system calls, such as ``sys_exit_read``."""
+        return [
+            Link(
+                self.library,
+                self.library.check_pointer(
+                    self.library.bpf_program__attach_tracepoint(
+                        self._program(program), b"syscalls", tracepoint.encode()
+                    ),
+                    f"cannot attach {program} to {tracepoint}",
+                ),
+            )
+            for tracepoint in tracepoints
+        ]
 
     def attach_uprobe(
         self, program: str, pid: Pid, image: Path, offset: FileOffset, keeper: LinkKeeper | None = None

@@ -107,7 +107,7 @@ def examine_host() -> Report:
 def measure_tracepoint(bpf: BpfObject) -> float | None:
     """Nanoseconds that a system call of a process that is no target takes longer, median of rounds."""
     with Path("/dev/null").open("rb", buffering=0) as null:
-        return _difference(lambda: bpf.attach("http_read").detach, lambda: os.read(null.fileno(), 1))
+        return _difference(lambda: bpf.attach("http_in").detach, lambda: os.read(null.fileno(), 1))
 
 
 def measure_uprobe(bpf: BpfObject, function: Any) -> float | None:

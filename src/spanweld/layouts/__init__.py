@@ -228,7 +228,7 @@ def _by_compiler(entries: Sequence[Entry], rustc: str | None) -> tuple[Entry, _C
         return newest, _Confidence.MEDIUM, f"the same from rustc {since} to {newest.rustc}, and {newer}"
     if below[-1].values != above[0].values:
         nearest = f"{below[-1].rustc} and {above[0].rustc}"
-        return f"rustc {rustc} lies between {nearest}, which order the fields in two ways"
+        return f"rustc {rustc} lies between {nearest}, which lay out a Span in two ways"
     why = f"the same with rustc {below[-1].rustc} and {above[0].rustc}, the nearest known"
     return below[-1], _Confidence.HIGH, why
 

@@ -20,6 +20,14 @@ class Place(Enum):
     TRACEPOINT = "tracepoint"
 
 
+class Seen(Enum):
+    """Where spans are seen: the first way for which every probe has a place is taken."""
+
+    BUILT = "as the SDK builds them"
+    RETURNED = "when the SDK has built them"
+    EXPORTED = "when the SDK exports them"
+
+
 class Release(NamedTuple):
     """A crate's version as far as it decides on code: major and minor."""
 
@@ -44,9 +52,11 @@ class Probe:
 
     ``symbol`` is the demangled path of a function, without hash, as ``image.find_functions`` takes it;
     None for a tracepoint. ``since`` and ``before`` bound the releases of the crate that have the function
-    under this path. ``returned_early``: the stop writer makes the function return at its first
+    under this path. ``seen`` are the ways of seeing spans that need it; none: it is always needed.
+    ``returned_early``: the stop writer makes the function return at its first
     instruction, which must allow it. ``until_verified``: taken off once the layout is verified, unless
-    spans are built late. ``for_stop_writer``: a tracepoint that only the stop writer needs.
+    spans are built late. ``tracepoints`` are those of system calls (``sys_exit_read``) that a program serves;
+    none: the one that its section names. ``for_stop_writer``: a tracepoint that only the stop writer needs.
     """
 
     program: str
@@ -54,14 +64,18 @@ class Probe:
     symbol: str | None = None
     since: Release | None = None
     before: Release | None = None
+    seen: tuple[Seen, ...] = ()
     returned_early: bool = False
     until_verified: bool = False
+    tracepoints: tuple[str, ...] = ()
     for_stop_writer: bool = False
 
-    def fits(self, release: Release) -> bool:
-        """Whether this release of the crate has the function."""
-        return (self.since is None or release >= self.since) and (
-            self.before is None or release < self.before
+    def fits(self, release: Release, seen: Seen) -> bool:
+        """Whether it is needed with this release of the crate, where spans are seen so."""
+        return (
+            (self.since is None or release >= self.since)
+            and (self.before is None or release < self.before)
+            and (not self.seen or seen in self.seen)
         )
 
 
@@ -95,17 +109,8 @@ Decoder = Callable[[bytes, Clock, Mapping[int, int]], Decoded]
 
 @dataclass(frozen=True, slots=True)
 class Instrumentation:
-    """Probes that attach all or none, and the decoders of their events.
-
-    ``exported`` are those that attach in place of ``probes`` where one of these has no place.
-    """
+    """Probes that attach all or none, and the decoders of their events."""
 
     name: str
     probes: tuple[Probe, ...]
     decoders: Mapping[EventKind, Decoder]
-    exported: tuple[Probe, ...] = ()
-
-    @property
-    def all_probes(self) -> tuple[Probe, ...]:
-        """Each once, whatever the image."""
-        return tuple(dict.fromkeys((*self.probes, *self.exported)))

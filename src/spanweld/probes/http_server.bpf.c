@@ -1198,84 +1198,57 @@ static __always_inline bool is_traced(void)
 	return bpf_map_lookup_elem(&targets, &pid) != NULL;
 }
 
-static __always_inline int flat_traffic(struct syscall_exit *ctx, bool is_out)
-{
-	TRANSFER(ctx, target, pid);
-	ARGUMENTS(regs);
-	return traffic(target, pid, regs->di, regs->si, 0, ctx->ret, is_out);
-}
+/* Numbers of system calls, arch/x86/entry/syscalls/syscall_64.tbl */
+#define NR_READV 19
+#define NR_WRITEV 20
+#define NR_SENDMSG 46
+#define NR_RECVFROM 45
+#define NR_RECVMSG 47
 
-static __always_inline int vector_traffic(struct syscall_exit *ctx, bool is_out)
+/*
+ * One program for all that reads and one for all that writes, each at several tracepoints
+ * (http_server.py): the verifier takes a quarter of a second for each.
+ */
+static __always_inline int transferred(struct syscall_exit *ctx, bool is_out)
 {
-	TRANSFER(ctx, target, pid);
-	ARGUMENTS(regs);
-	return traffic(target, pid, regs->di, 0, regs->si, ctx->ret, is_out);
-}
-
-static __always_inline int message_traffic(struct syscall_exit *ctx, bool is_out)
-{
-	__u64 vector;
+	__u64 base = 0, vector = 0;
 
 	TRANSFER(ctx, target, pid);
 	ARGUMENTS(regs);
-	if (!is_out && regs->dx & MSG_PEEK)
-		return 0;
-	/* struct user_msghdr: msg_iov is at 16 */
-	if (bpf_probe_read_user(&vector, sizeof(vector), (void *)(regs->si + 16)))
-		vector = 0; /* a read fault, for the connection to say */
-	return traffic(target, pid, regs->di, 0, vector, ctx->ret, is_out);
+	switch (ctx->nr) {
+	case NR_READV:
+	case NR_WRITEV:
+		vector = regs->si;
+		break;
+	case NR_RECVMSG:
+	case NR_SENDMSG:
+		if (!is_out && regs->dx & MSG_PEEK)
+			return 0;
+		/* struct user_msghdr: msg_iov is at 16 */
+		if (bpf_probe_read_user(&vector, sizeof(vector), (void *)(regs->si + 16)))
+			vector = 0; /* a read fault, for the connection to say */
+		break;
+	case NR_RECVFROM:
+		if (regs->r10 & MSG_PEEK)
+			return 0;
+		base = regs->si;
+		break;
+	default: /* read, write, sendto */
+		base = regs->si;
+	}
+	return traffic(target, pid, regs->di, base, vector, ctx->ret, is_out);
 }
 
 SEC("tp/syscalls/sys_exit_read")
-int http_read(struct syscall_exit *ctx)
+int http_in(struct syscall_exit *ctx)
 {
-	return flat_traffic(ctx, false);
-}
-
-SEC("tp/syscalls/sys_exit_recvfrom")
-int http_recvfrom(struct syscall_exit *ctx)
-{
-	TRANSFER(ctx, target, pid);
-	ARGUMENTS(regs);
-	if (regs->r10 & MSG_PEEK)
-		return 0;
-	return traffic(target, pid, regs->di, regs->si, 0, ctx->ret, false);
-}
-
-SEC("tp/syscalls/sys_exit_readv")
-int http_readv(struct syscall_exit *ctx)
-{
-	return vector_traffic(ctx, false);
-}
-
-SEC("tp/syscalls/sys_exit_recvmsg")
-int http_recvmsg(struct syscall_exit *ctx)
-{
-	return message_traffic(ctx, false);
+	return transferred(ctx, false);
 }
 
 SEC("tp/syscalls/sys_exit_write")
-int http_write(struct syscall_exit *ctx)
+int http_out(struct syscall_exit *ctx)
 {
-	return flat_traffic(ctx, true);
-}
-
-SEC("tp/syscalls/sys_exit_sendto")
-int http_sendto(struct syscall_exit *ctx)
-{
-	return flat_traffic(ctx, true);
-}
-
-SEC("tp/syscalls/sys_exit_writev")
-int http_writev(struct syscall_exit *ctx)
-{
-	return vector_traffic(ctx, true);
-}
-
-SEC("tp/syscalls/sys_exit_sendmsg")
-int http_sendmsg(struct syscall_exit *ctx)
-{
-	return message_traffic(ctx, true);
+	return transferred(ctx, true);
 }
 
 /* Bytes of a file: they can only be body, and are not in the target's memory. */

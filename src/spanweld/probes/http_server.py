@@ -167,16 +167,23 @@ def _add_addresses(attributes: dict[str, AttributeValue], event: ServerSpanEvent
 
 
 _PROGRAMS = (
-    *("http_read", "http_readv", "http_recvfrom", "http_recvmsg"),
-    *("http_write", "http_writev", "http_sendto", "http_sendmsg", "http_sendfile"),
-    *("http_accept", "http_accept4", "http_close", "http_shutdown"),
+    *("http_sendfile", "http_accept", "http_accept4", "http_close", "http_shutdown"),
     *("http_dup", "http_dup2", "http_dup3", "http_dup2_over", "http_dup3_over", "http_fcntl"),
     *("http_epoll_wait", "http_epoll_pwait", "http_epoll_pwait2", "http_thread_exit"),
 )
 
 INSTRUMENTATION = Instrumentation(
     name="http_server",
-    probes=tuple(Probe(program, Place.TRACEPOINT) for program in _PROGRAMS),
+    probes=(
+        *(
+            Probe(program, Place.TRACEPOINT, tracepoints=tuple(f"sys_exit_{name}" for name in names))
+            for program, names in (
+                ("http_in", ("read", "readv", "recvfrom", "recvmsg")),
+                ("http_out", ("write", "writev", "sendto", "sendmsg")),
+            )
+        ),
+        *(Probe(program, Place.TRACEPOINT) for program in _PROGRAMS),
+    ),
     decoders={
         EventKind.SERVER_SPAN: decode_server_span,
         EventKind.CONNECTION_OPAQUE: decode_connection_opaque,

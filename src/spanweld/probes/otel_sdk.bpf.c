@@ -3,8 +3,8 @@
  *
  * opentelemetry_sdk (0.17: opentelemetry), src/trace/tracer.rs, span.rs, id_generator/mod.rs:
  *   IdGenerator::new_trace_id(&self) -> TraceId                a root starts on this thread
- *   SdkTracer::build_recording_span(&self, psc: &SpanContext, sc: SpanContext, …) -> Span    since 0.31
- *   Tracer::build_with_context(&self, SpanBuilder, &Context) -> Span                     before 0.31
+ *   SdkTracer::build_recording_span(&self, psc: &SpanContext, sc: SpanContext, …) -> Span    since 0.22
+ *   Tracer::build_with_context(&self, SpanBuilder, &Context) -> Span           where that is not to be had
  *   Span::ensure_ended_and_exported(&mut self, Option<SystemTime>)
  * Entries, and `ret` instructions as such: no frame of the target's is changed, so a panic passes as
  * it would without us. Until the first root has shown that ids lie where the layout says, probes on
@@ -608,7 +608,29 @@ static __always_inline int adopt_or_follow(struct target *target, __u32 pid, str
 	return 0;
 }
 
-/* 0.31 and newer. rdx = psc: the parent's span context, rcx = sc: the new span's own. */
+/* The verifier wants each register read at a place of its own, which the compiler would make one. */
+#define READ_REGISTER(ctx, name)                                                                                  \
+	({                                                                                                        \
+		__u64 value = (ctx)->name;                                                                        \
+                                                                                                                  \
+		asm volatile("" : "+r"(value));                                                                   \
+		value;                                                                                            \
+	})
+
+static __always_inline __u64 argument(const struct pt_regs *ctx, __u32 number)
+{
+	if (number == 1)
+		return READ_REGISTER(ctx, si);
+	if (number == 2)
+		return READ_REGISTER(ctx, dx);
+	if (number == 3)
+		return READ_REGISTER(ctx, cx);
+	if (number == 4)
+		return READ_REGISTER(ctx, r8);
+	return number == 5 ? READ_REGISTER(ctx, r9) : 0;
+}
+
+/* psc: the parent's span context, or its span id; sc: the new span's own context. */
 SEC("uprobe")
 int otel_build_recording_span(struct pt_regs *ctx)
 {
@@ -616,23 +638,26 @@ int otel_build_recording_span(struct pt_regs *ctx)
 	struct built_span built = {};
 	__u32 pid;
 	struct target *target = current_target(&pid);
+	__u64 psc, sc;
 
 	if (!may_adopt(target))
 		return 0;
-	if (!read_span_context(&built.context, &target->layout, ctx->cx) ||
-	    !read_span_context(&parent, &target->layout, ctx->dx)) {
-		/* Another compiler may hand on its arguments in another way. */
-		change_adoption(target, pid, ADOPTION_UNVERIFIED, ADOPTION_MISMATCH, CHECK_ARGUMENTS, ctx->cx,
-				ctx->dx);
+	psc = argument(ctx, target->parent_argument);
+	sc = argument(ctx, target->context_argument);
+	if (target->parent_is_id)
+		parent.span_id = psc;
+	if (!read_span_context(&built.context, &target->layout, sc) ||
+	    (!target->parent_is_id && !read_span_context(&parent, &target->layout, psc))) {
+		change_adoption(target, pid, ADOPTION_UNVERIFIED, ADOPTION_MISMATCH, CHECK_ARGUMENTS, sc, psc);
 		return 0;
 	}
-	built.context_address = ctx->cx;
+	built.context_address = sc;
 	built.parent_span_id = parent.span_id;
-	built.parent_is_local = !parent.is_remote;
+	built.parent_is_local = !target->parent_is_id && !parent.is_remote;
 	return adopt_or_follow(target, pid, ctx, &built);
 }
 
-/* Before 0.31. rdi = the place of the Span that is returned. */
+/* rdi = the place of the Span that is returned. */
 SEC("uprobe")
 int otel_build_with_context(struct pt_regs *ctx)
 {

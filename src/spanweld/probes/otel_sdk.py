@@ -35,6 +35,7 @@ from spanweld.probes.declaration import (
     Place,
     Probe,
     Release,
+    Seen,
     release_of,
 )
 
@@ -99,11 +100,8 @@ OLDEST = Release(0, 17)
 """Older releases of the SDK are not known."""
 _OWN_CRATE = Release(0, 18)
 """Before, the SDK was a module of the crate opentelemetry."""
-_BUILDS_APART = Release(0, 31)
-"""Since then spans that are recorded are built by a function of their own, build_recording_span, whose
-arguments are as they are declared. From 0.22 on there is one, too, but the compiler hands on parts of what
-they point to instead (rustc 1.95).
-"""
+BUILDS_APART = Release(0, 22)
+"""Since then spans that are recorded are built by a function of their own, build_recording_span."""
 _SDK_TRACER = Release(0, 28)
 """Since then Tracer is called SdkTracer."""
 _API_CRATE = Release(0, 21)
@@ -147,12 +145,13 @@ def _build_with_context(program: str, place: Place) -> tuple[Probe, ...]:
             f"<{tracer} as {api}::trace::tracer::Tracer>::build_with_context",
             since=since,
             before=before,
+            seen=(Seen.RETURNED,),
         )
         for tracer, api, since, before in (
             ("opentelemetry::sdk::trace::tracer::Tracer", "opentelemetry", None, _OWN_CRATE),
             ("opentelemetry_sdk::trace::tracer::Tracer", "opentelemetry_api", _OWN_CRATE, _API_CRATE),
             ("opentelemetry_sdk::trace::tracer::Tracer", "opentelemetry", _API_CRATE, _SDK_TRACER),
-            ("opentelemetry_sdk::trace::tracer::SdkTracer", "opentelemetry", _SDK_TRACER, _BUILDS_APART),
+            ("opentelemetry_sdk::trace::tracer::SdkTracer", "opentelemetry", _SDK_TRACER, None),
         )
     )
 
@@ -165,6 +164,7 @@ def _processors() -> tuple[Probe, ...]:
             f"<* as {sdk}::trace::span_processor::SpanProcessor>::on_end",
             since=since,
             before=before,
+            seen=(Seen.EXPORTED,),
         )
         for sdk, since, before in (
             ("opentelemetry::sdk", None, _OWN_CRATE),
@@ -190,27 +190,37 @@ INSTRUMENTATION = Instrumentation(
         *_IDS,
         *_build_with_context("otel_build_with_context", Place.ENTRY),
         *_build_with_context("otel_build_with_context_returns", Place.RETURNS),
-        Probe(
-            "otel_build_recording_span",
-            Place.ENTRY,
-            "opentelemetry_sdk::trace::tracer::SdkTracer::build_recording_span",
-            since=_BUILDS_APART,
+        *(
+            Probe(
+                "otel_build_recording_span",
+                Place.ENTRY,
+                f"opentelemetry_sdk::trace::tracer::{tracer}::build_recording_span",
+                since=since,
+                before=before,
+                seen=(Seen.BUILT,),
+            )
+            for tracer, since, before in (
+                ("Tracer", BUILDS_APART, _SDK_TRACER),
+                ("SdkTracer", _SDK_TRACER, None),
+            )
         ),
-        Probe(
-            "otel_ensure_ended_and_exported",
-            Place.ENTRY,
-            "opentelemetry::sdk::trace::span::Span::ensure_ended_and_exported",
-            before=_OWN_CRATE,
+        *(
+            Probe(
+                "otel_ensure_ended_and_exported",
+                Place.ENTRY,
+                f"{sdk}::trace::span::Span::ensure_ended_and_exported",
+                since=since,
+                before=before,
+                seen=(Seen.BUILT, Seen.RETURNED),
+            )
+            for sdk, since, before in (
+                ("opentelemetry::sdk", None, _OWN_CRATE),
+                ("opentelemetry_sdk", _OWN_CRATE, None),
+            )
         ),
-        Probe(
-            "otel_ensure_ended_and_exported",
-            Place.ENTRY,
-            "opentelemetry_sdk::trace::span::Span::ensure_ended_and_exported",
-            since=_OWN_CRATE,
-        ),
+        *_processors(),
         *_STOP_GUARDS,
     ),
-    exported=(*_IDS, *_processors(), *_STOP_GUARDS),
     decoders={
         EventKind.MANUAL_SPAN: decode_manual_span,
         EventKind.MANUAL_ROOT: decode_manual_root,

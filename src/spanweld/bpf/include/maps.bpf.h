@@ -18,16 +18,21 @@
  */
 #define GLOBAL __attribute__((noinline))
 
-/* What the kernel hands to programs at syscalls/sys_enter_* and sys_exit_*. */
+/*
+ * What the kernel hands to programs at syscalls/sys_enter_* and sys_exit_*: kernel/trace/trace_syscalls.c,
+ * perf_call_bpf_enter() and perf_call_bpf_exit(). What follows the number there is whatever was on the stack.
+ */
 struct syscall_enter {
 	__u64 unused;
-	__u64 nr;
+	__s32 nr;
+	__u32 garbage;
 	__u64 args[6];
 };
 
 struct syscall_exit {
 	__u64 unused;
-	__u64 nr;
+	__s32 nr;
+	__u32 garbage;
 	__s64 ret;
 };
 

@@ -77,9 +77,12 @@ struct target {
 	__u32 wants_manual_spans; /* an exporter shows them */
 	/* Spans get their ids when they start, and are built when they end (tracing-opentelemetry before 0.32). */
 	__u32 builds_late;
+	/* In which arguments build_recording_span gets the new span's context and the parent's (1: rsi … 5: r9). */
+	__u32 context_argument;
+	__u32 parent_argument;
+	__u32 parent_is_id; /* the parent's span id itself is passed, not the address of its context */
 	__u16 parent_proven; /* layout.span_parent_id is certain, or a known parent was found there */
 	__u16 ends_seen; /* a known span was found at its end: span_context and span_data are right */
-	__u32 pad;
 	__u32 strangers; /* spans that were to prove the layout, and did not; counted by otel_sdk */
 	struct sdk_layout layout;
 };
