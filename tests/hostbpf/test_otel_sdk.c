@@ -474,6 +474,61 @@ TEST(old_sdk_parent_is_not_where_the_layout_says)
 	CHECK_EQUAL(root->start_seconds, 1700000000);
 }
 
+/* A root that is sampled records. */
+TEST(old_sdk_data_is_not_where_the_layout_says)
+{
+	const struct adoption_event *adoption;
+	struct target settings = sdk_target;
+	struct sdk_span *root;
+
+	for (int late = 0; late < 2; late++) {
+		settings.adoption = ADOPTION_UNVERIFIED;
+		settings.builds_late = late;
+		settings.layout.span_data = offsetof(struct sdk_span, pad);
+		settings.layout.span_data_none = 0;
+		start_with(&settings);
+		in(GET);
+		if (late) {
+			struct sdk_context own = late_start(NULL);
+
+			root = old_late_close(NULL, &own);
+		} else {
+			root = old_start_span(NULL);
+		}
+		adoption = event_of_kind(EVENT_ADOPTION, 0);
+		CHECK(adoption && adoption->what == CHECK_DATA && adoption->adoption == ADOPTION_MISMATCH);
+		CHECK_EQUAL(root->parent_span_id, 0);
+	}
+	/* Its ids are not there either. */
+	settings.builds_late = 0;
+	settings.layout.span_context = offsetof(struct sdk_span, name);
+	start_with(&settings);
+	in(GET);
+	old_start_span(NULL);
+	adoption = event_of_kind(EVENT_ADOPTION, 0);
+	CHECK(adoption && adoption->what == CHECK_TRACE_ID && adoption->adoption == ADOPTION_MISMATCH);
+}
+
+/* One that the sampler drops has the ids that were made for it, and says nothing else. */
+TEST(old_sdk_dropped_root_does_not_verify)
+{
+	struct target settings = sdk_target;
+	struct sdk_context own = {};
+	struct sdk_span *span;
+
+	settings.adoption = ADOPTION_UNVERIFIED;
+	start_with(&settings);
+	in(GET);
+	span = sdk_allocate(sizeof(*span));
+	probe(PROBE_BUILD_WITH_CONTEXT, (struct host_registers){.di = (__u64)span}, NULL);
+	own.span_id = new_span_id();
+	new_trace_id(&own);
+	span->context = own;
+	span->data = DATA_NONE;
+	probe(PROBE_BUILD_WITH_CONTEXT_RETURNS, (struct host_registers){}, NULL);
+	CHECK_EQUAL(target->adoption, ADOPTION_UNVERIFIED);
+}
+
 /* What it had noted on its thread is not the next span's. */
 TEST(old_sdk_root_that_is_dropped_or_panics)
 {

@@ -54,13 +54,16 @@ def shifted(layout: SdkLayout, field: str) -> list[SdkLayout]:
 
 
 def neighbours(layout: SdkLayout) -> list[SdkLayout]:
-    """The other layouts that the database has, each once."""
+    """The other layouts that the database has, each once; of exported data if the given one is such."""
     seen = {_bare(layout): layout}
+    exported = not layout.span_data_size
     for entry in layouts.database():
         other = layouts.make_layout(
             entry.values, sdk=entry.sdk, rustc=entry.rustc, target=entry.target, source="", confidence=""
         )
-        seen.setdefault(_bare(other), _uncertain(other))
+        alike = other.of_exported_data() if exported else other
+        if alike:
+            seen.setdefault(_bare(alike), _uncertain(alike))
     return list(seen.values())[1:]
 
 

@@ -680,6 +680,34 @@ int otel_build_with_context(struct pt_regs *ctx)
 	return 0;
 }
 
+/* A Span that seems not to record has the ids all the same that were generated for it, and is not sampled. */
+static __always_inline void verify_not_recording(struct target *target, __u32 pid,
+						 const struct span_context *context)
+{
+	__u32 tid = bpf_get_current_pid_tgid(), what = CHECK_DATA;
+	const struct root_start *start;
+	const struct trace_id *late;
+
+	if (target->adoption != ADOPTION_UNVERIFIED)
+		return;
+	if (target->builds_late) {
+		late = find_late_id(pid, context->span_id);
+		if (!late && !is_one_too_many(target))
+			return;
+		if (!late)
+			what = CHECK_SPAN_ID;
+	} else {
+		start = bpf_map_lookup_elem(&root_starts, &tid);
+		if (!start || !start->span_noted || !start->trace_noted)
+			return;
+		if (start->trace_id_low != context->trace_id_low ||
+		    start->trace_id_high != context->trace_id_high || start->span_id != context->span_id)
+			what = CHECK_TRACE_ID;
+	}
+	if (what != CHECK_DATA || context->flags & TRACE_FLAG_SAMPLED)
+		change_adoption(target, pid, ADOPTION_UNVERIFIED, ADOPTION_MISMATCH, what, 0, context->span_id);
+}
+
 static __always_inline int built_with_context(struct target *target, __u32 pid, struct pt_regs *ctx, __u64 span)
 {
 	struct built_span built = {};
@@ -689,12 +717,14 @@ static __always_inline int built_with_context(struct target *target, __u32 pid, 
 		count(COUNT_READ_FAULT);
 		return 0;
 	}
-	if (data == target->layout.span_data_none)
-		return 0; /* not recording */
 	built.from_span = true;
 	built.context_address = span + target->layout.span_context;
 	if (!read_span_context(&built.context, &target->layout, built.context_address))
 		return 0;
+	if (data == target->layout.span_data_none) {
+		verify_not_recording(target, pid, &built.context);
+		return 0;
+	}
 	if (!read_u64(&built.parent_span_id, span + target->layout.span_parent_id)) {
 		count(COUNT_READ_FAULT);
 		return 0;
