@@ -74,6 +74,7 @@ _COUNTER_TEXTS = {
     events.Counter.ROOTS_NO_TRACER: "manual roots were left alone: their thread was not traced",
     events.Counter.ROOTS_UNWRITTEN: "manual roots were left alone: their trace id could not be written",
     events.Counter.PARENTS_UNWRITTEN: "adopted roots kept no parent: it could not be written",
+    events.Counter.ROOTS_DROPPED: "manual roots were not sampled by the service: their request is",
 }
 
 
@@ -217,9 +218,10 @@ class Agent:
                 listening = self._bpf.map("listening")
                 for port in listening_ports(pid):
                     listening.set(events.LISTENING_KEY.pack(pid, port), b"\1")
-            for point in plan.points:
+            # What sees a span begin comes last, and goes first: none begins that is not seen to be built.
+            for point in reversed(plan.points):
                 link = self._bpf.attach_uprobe(point.probe.program, pid, image, point.offset, self._keeper)
-                target.links.append((point.probe, link))
+                target.links.insert(0, (point.probe, link))
             target.pidfd = os.pidfd_open(pid)
         except ProcessLookupError:
             self.remove(target)
@@ -404,14 +406,15 @@ class Agent:
             self._detach(target, lambda probe: probe.until_verified)
 
     def counters(self) -> dict[events.Counter, int]:
-        """The kernel's counters, summed over CPUs."""
+        """The kernel's counters, summed over CPUs: one cell alone may be below zero."""
         counters = self._bpf.map("counters")
         result: dict[events.Counter, int] = {}
         for counter in events.Counter:
             value = counters.get(_u32(counter)) if counter is not events.Counter.MAX else None
             if value:
                 result[counter] = sum(
-                    int.from_bytes(value[at : at + 8], "little") for at in range(0, len(value), 8)
+                    int.from_bytes(value[at : at + 8], "little", signed=True)
+                    for at in range(0, len(value), 8)
                 )
         return result
 

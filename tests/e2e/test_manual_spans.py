@@ -19,7 +19,7 @@ import pytest
 from tests.support.client import Connection, head, load
 from tests.support.otlp_receiver import ReceivedSpan
 from tests.support.services import binary
-from tests.support.traced import How, Traced
+from tests.support.traced import ROOTS_UNSAMPLED, How, Traced
 from tests.support.traces import (
     ERROR,
     HAS_IS_REMOTE,
@@ -59,7 +59,7 @@ def lab(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 @pytest.fixture(scope="module")
 def flat() -> Iterator[Traced]:
     """The lab under ``--adopt server``."""
-    says = ["3 manual roots were left alone: their request is not sampled"]
+    says = [f"3 {ROOTS_UNSAMPLED}"]
     with Traced("lab", options=("--write", "stop", "--adopt", "server"), says=says) as traced:
         yield traced
 
@@ -140,6 +140,7 @@ def test_a_second_end_changes_nothing(lab: Traced) -> None:
 
 
 def test_what_the_service_does_not_sample(lab: Traced) -> None:
+    lab.expect_dropped_roots(1)
     seen = lab.see("/unsampled/{n}", "kept")
     assert_child(seen.manual["kept"], seen.server)
 
@@ -237,6 +238,7 @@ def test_a_panic_inside_the_sdk(lab: Traced, target: str, names: list[str]) -> N
     """It passes the frames of probed functions; the service goes on as without the agent."""
     with Connection(lab.address) as connection:
         for _ in range(3):
+            lab.expect_dropped_roots(target == "/panic-sampler/{n}")
             seen = lab.see(target, *names, connection=connection)
             assert seen.response.body == b"caught"
             for root in seen.manual.values():
@@ -354,7 +356,7 @@ def test_a_request_that_its_caller_did_not_sample_adopts_nothing(flat: Traced) -
 def test_a_sampler_that_is_off(sampler: str) -> None:
     parent_based = sampler.startswith("parentbased")
     number_left = 1 if parent_based else 2
-    says = [f"{number_left} manual roots were left alone: their request is not sampled"]
+    says = [f"{number_left} {ROOTS_UNSAMPLED}"]
     # By attach: in run the variable would be for the service as well.
     with Traced("lab", how="attach", agent_environ={"OTEL_TRACES_SAMPLER": sampler}, says=says) as lab:
         number = lab.next_number()
@@ -402,6 +404,7 @@ def unwritten() -> Iterator[Traced]:
 )
 def test_write_off_links(unwritten: Traced, path: str, names: list[str], roots: list[str]) -> None:
     """The service's spans are as they would be alone; the server span links to just its own roots."""
+    unwritten.expect_dropped_roots(path in ("unsampled", "panic-sampler"))
     seen = unwritten.see(f"/{path}/{{n}}", *names)
     for name in roots:
         assert_left_alone(seen.manual[name], unwritten.spans)

@@ -1083,7 +1083,7 @@ TEST(root_with_an_id_of_the_applications)
 	end(root);
 	CHECK_EQUAL(root->parent_span_id, 0);
 	CHECK_EQUAL(stops, 0);
-	CHECK_EQUAL(host_count(COUNT_ROOTS_UNWRITTEN), 1);
+	CHECK_EQUAL(host_count(COUNT_ROOTS_OWN_ID), 1);
 	CHECK_EQUAL(manual_event(0).relation, MANUAL_OTHER);
 }
 
@@ -1101,6 +1101,127 @@ TEST(unsampled_request_adopts_nothing)
 	CHECK_EQUAL(root->parent_span_id, 0);
 	CHECK_EQUAL(host_count(COUNT_ROOTS_UNSAMPLED), 1);
 	CHECK_EQUAL(manual_event(0).relation, MANUAL_OTHER);
+}
+
+/* A root that begins, and that the service's sampler drops: no span is built. */
+static struct sdk_context drop_root(void)
+{
+	struct sdk_context own = {};
+
+	own.span_id = new_span_id();
+	new_trace_id(&own);
+	return own;
+}
+
+TEST(roots_that_the_service_drops_are_counted)
+{
+	struct sdk_span *root, *only_recorded;
+	struct sdk_context dropped, own = {};
+
+	start();
+	drop_root();
+	CHECK_EQUAL(host_count(COUNT_ROOTS_DROPPED), 0); /* of no request */
+	in(GET);
+	root = start_span(NULL);
+	CHECK_EQUAL(host_count(COUNT_ROOTS_DROPPED), 0);
+
+	dropped = drop_root();
+	CHECK_EQUAL(dropped.trace_id_low, server_of(17).trace_id_low);
+	CHECK_EQUAL(host_count(COUNT_ROOTS_DROPPED), 1);
+	/* Spans with a parent are not that root, be it the dropped one. */
+	end(start_span(&root->context));
+	drop_root();
+	end(start_span(&dropped));
+	end(root);
+	CHECK_EQUAL(host_count(COUNT_ROOTS_DROPPED), 2);
+
+	/* Two in a row on one thread, then one on another. */
+	drop_root();
+	drop_root();
+	host_thread(PID, TID + 1);
+	host_traced_by(TRACER);
+	host_tokio_task(17);
+	drop_root();
+	end(start_span(NULL));
+	host_thread(PID, TID);
+	end(start_span(NULL));
+	CHECK_EQUAL(host_count(COUNT_ROOTS_DROPPED), 5);
+
+	/* RecordOnly: a span like any other. Whether it is exported is a processor's choice. */
+	own.span_id = new_span_id();
+	new_trace_id(&own);
+	only_recorded = build(NULL, &own);
+	CHECK_EQUAL(active_of(17).span_id, only_recorded->context.span_id);
+	end(only_recorded);
+	CHECK_EQUAL(only_recorded->parent_span_id, server_of(17).span_id);
+	CHECK_EQUAL(host_count(COUNT_ROOTS_DROPPED), 5);
+	out(OK);
+	drop_root();
+	CHECK_EQUAL(host_count(COUNT_ROOTS_DROPPED), 5);
+}
+
+TEST(dropped_roots_are_counted_whatever_is_written)
+{
+	static const __u32 modes[] = {WRITE_STOP, WRITE_KERNEL, WRITE_OFF};
+	struct target settings = sdk_target;
+
+	for (__u32 i = 0; i < sizeof(modes) / sizeof(modes[0]); i++) {
+		settings.write_mode = modes[i];
+		settings.adoption = ADOPTION_UNVERIFIED;
+		start_with(&settings);
+		host_kernel_writes(true);
+		in(GET);
+		drop_root();
+		CHECK_EQUAL(target->adoption, ADOPTION_UNVERIFIED);
+		end(start_span(NULL));
+		CHECK_EQUAL(target->adoption, ADOPTION_VERIFIED);
+		drop_root();
+		end(start_span(NULL));
+		CHECK_EQUAL(host_count(COUNT_ROOTS_DROPPED), 2);
+	}
+}
+
+TEST(dropped_roots_of_an_unsampled_request_are_not_counted_twice)
+{
+	struct target settings = sdk_target;
+
+	settings.sample_below = 0;
+	start_with(&settings);
+	in(GET);
+	drop_root();
+	end(start_span(NULL));
+	CHECK_EQUAL(host_count(COUNT_ROOTS_UNSAMPLED), 2);
+	CHECK_EQUAL(host_count(COUNT_ROOTS_DROPPED), 0);
+}
+
+TEST(old_sdk_counts_the_roots_that_it_drops)
+{
+	struct sdk_span *span;
+
+	start();
+	in(GET);
+	span = sdk_allocate(sizeof(*span));
+	probe(PROBE_BUILD_WITH_CONTEXT, (struct host_registers){.di = (__u64)span}, NULL);
+	drop_root();
+	span->data = DATA_NONE;
+	probe(PROBE_BUILD_WITH_CONTEXT_RETURNS, (struct host_registers){}, NULL);
+	end(old_start_span(NULL));
+	CHECK_EQUAL(host_count(COUNT_ROOTS_DROPPED), 1);
+}
+
+/* Much may come between ids and span: nothing tells a root that was dropped from one that is open. */
+TEST(roots_that_are_built_late_are_not_counted_as_dropped)
+{
+	struct target settings = sdk_target;
+	struct sdk_context root;
+
+	settings.builds_late = 1;
+	start_with(&settings);
+	in(GET);
+	root = late_start(NULL);
+	late_start(NULL);
+	late_close(NULL, &root);
+	CHECK_EQUAL(host_count(COUNT_ROOTS_DROPPED), 0);
 }
 
 /* ---- spans with a parent */

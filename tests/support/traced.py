@@ -18,6 +18,9 @@ from tests.support.traces import manual_spans, server_spans, wrong
 
 How = Literal["run", "attach"]
 
+ROOTS_DROPPED = "manual roots were not sampled by the service: their request is"
+ROOTS_UNSAMPLED = "manual roots were left alone: their request is not sampled"
+
 # Both exporters send soon: tests wait for what comes.
 SOON = {"OTEL_BSP_SCHEDULE_DELAY": "50", "OTEL_BSP_MAX_QUEUE_SIZE": "100000"}
 
@@ -61,6 +64,7 @@ class Traced:
         self._environ = {**SOON, **(environ or {})}
         self._agent_environ = agent_environ or {}
         self._says = list(says)
+        self._roots_dropped = 0
         self._grpc = grpc
         self._numbers = iter(range(1, 1_000_000))
         self._expected: list[tuple[int, str, int, Counter[str]]] = []
@@ -148,6 +152,10 @@ class Traced:
         (server,) = server_spans(spans, path)
         return server, manual
 
+    def expect_dropped_roots(self, count: int) -> None:
+        """In sampled requests the service's sampler drops so many roots more: the agent must count them."""
+        self._roots_dropped += count
+
     def expect_manual_only(self, number: int, path: str, *names: str) -> Mapping[str, ReceivedSpan]:
         """The manual spans of a number, once they came; a server span of the path must never come."""
         self._expected.append((number, path, 0, Counter(names)))
@@ -180,7 +188,8 @@ class Traced:
         ]
         if self.service is not None:
             lines.remove("spanweld: detached")
-        for fragment in self._says:
+        dropped = [f"{self._roots_dropped} {ROOTS_DROPPED}"] if self._roots_dropped else []
+        for fragment in (*self._says, *dropped):
             said = [line for line in lines if fragment in line]
             assert len(said) == 1, f"{len(said)} lines with {fragment!r} in:\n{messages}"
             lines.remove(said[0])

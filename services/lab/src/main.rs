@@ -5,6 +5,7 @@
 
 mod background;
 mod panics;
+mod sampling;
 mod spans;
 mod telemetry;
 mod wire;
@@ -103,6 +104,7 @@ fn router(telemetry: Arc<Telemetry>) -> Router {
         .route("/end-at/{n}", get(spans::end_at))
         .route("/start-time/{n}", get(spans::start_time))
         .route("/unsampled/{n}", get(spans::unsampled))
+        .route("/by-name/{n}", get(sampling::by_name))
         .route("/shutdown/{n}", get(spans::shutdown))
         .route("/ended-elsewhere/{n}", get(spans::ended_elsewhere))
         .route("/outlives/{n}", get(spans::outlives))

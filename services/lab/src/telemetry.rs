@@ -14,6 +14,7 @@ use opentelemetry_sdk::trace::{
 };
 
 use crate::panics::{PanickingProcessor, PanickingSampler};
+use crate::sampling::ByName;
 
 #[derive(Clone, Copy, Debug)]
 pub enum Exporter {
@@ -26,6 +27,7 @@ pub struct Telemetry {
     pub tracer: SdkTracer,
     /// Samples nothing.
     pub unsampled: SdkTracer,
+    pub sampled_by_name: SdkTracer,
     /// Of a provider that was shut down before the first request.
     pub shut_down: SdkTracer,
     pub panics_in_sampler: SdkTracer,
@@ -40,6 +42,7 @@ impl Telemetry {
         let unsampled = exporting(exporter)?
             .with_sampler(Sampler::AlwaysOff)
             .build();
+        let sampled_by_name = exporting(exporter)?.with_sampler(ByName).build();
         let panics_in_sampler = exporting(exporter)?.with_sampler(PanickingSampler).build();
         // These panic after the exporting processor had its turn: their spans are exported.
         let panics_in_on_start = exporting(exporter)?
@@ -57,6 +60,7 @@ impl Telemetry {
         Ok(Self {
             tracer: usual.tracer("lab"),
             unsampled: unsampled.tracer("lab"),
+            sampled_by_name: sampled_by_name.tracer("lab"),
             shut_down: shut_down_tracer,
             panics_in_sampler: panics_in_sampler.tracer("lab"),
             panics_in_on_start: panics_in_on_start.tracer("lab"),
@@ -64,6 +68,7 @@ impl Telemetry {
             providers: vec![
                 usual,
                 unsampled,
+                sampled_by_name,
                 panics_in_sampler,
                 panics_in_on_start,
                 panics_in_on_end,

@@ -41,7 +41,8 @@ struct root_start {
 	__u8 began; /* new_trace_id was entered */
 	__u8 trace_noted;
 	__u8 span_noted;
-	__u8 pad[5];
+	__u8 counted; /* as dropped: taken back when its span is built */
+	__u8 pad[4];
 };
 
 struct {
@@ -270,7 +271,7 @@ int otel_new_trace_id(struct pt_regs *ctx)
 	struct root_start start = {}, *before;
 	struct active_spans found = {};
 	struct target *target = current_target(&pid);
-	bool has_span_id;
+	bool has_span_id, is_active, sampled;
 	__u64 key;
 
 	if (!may_adopt(target))
@@ -278,16 +279,21 @@ int otel_new_trace_id(struct pt_regs *ctx)
 	before = bpf_map_lookup_elem(&root_starts, &tid);
 	if (before)
 		start = *before;
+	key = current_task_key(target);
+	is_active = find_active(pid, key, &found);
+	sampled = is_active && (found.server.flags & TRACE_FLAG_SAMPLED);
 	has_span_id = start.span_noted;
 	start.began = 1;
 	start.trace_noted = 0;
 	start.sp = ctx->sp;
+	/* Only the sampler comes between here and the span; where spans are built late, much does. */
+	start.counted = sampled && !target->builds_late;
 	bpf_map_update_elem(&root_starts, &tid, &start, BPF_ANY);
-	key = current_task_key(target);
-	if (!find_active(pid, key, &found))
-		return 0;
-	if (!(found.server.flags & TRACE_FLAG_SAMPLED)) {
-		count(COUNT_ROOTS_UNSAMPLED);
+	if (start.counted)
+		count(COUNT_ROOTS_DROPPED);
+	if (!sampled) {
+		if (is_active)
+			count(COUNT_ROOTS_UNSAMPLED);
 		return 0;
 	}
 	if (target->write_mode != WRITE_STOP)
@@ -519,6 +525,9 @@ static __always_inline int adopt_or_follow(struct target *target, __u32 pid, str
 		start = *noted;
 		bpf_map_delete_elem(&root_starts, &tid);
 	}
+	/* A span with a parent is not the root that began. */
+	if (start.counted && !built->parent_span_id)
+		uncount(COUNT_ROOTS_DROPPED);
 	if (target->adoption == ADOPTION_UNVERIFIED) {
 		if (target->builds_late)
 			verify_late(target, pid, built);
@@ -563,8 +572,6 @@ static __always_inline int adopt_or_follow(struct target *target, __u32 pid, str
 	if (!is_active)
 		return 0;
 	if (!built->parent_span_id) {
-		__u32 cause = COUNT_ROOTS_UNWRITTEN;
-
 		/* Without new_trace_id, the id is the application's own choice. */
 		if (target->builds_late)
 			start.began = find_late_root(pid, built->context.span_id) != NULL;
@@ -579,11 +586,17 @@ static __always_inline int adopt_or_follow(struct target *target, __u32 pid, str
 				count(COUNT_ROOTS_UNWRITTEN);
 			return 0;
 		}
-		if (!ours && start.began)
-			cause = write_trace_id(target, ctx, built->context_address, &found.server);
-		if (!ours && cause != COUNT_MAX) {
-			count(cause);
+		if (!ours && !start.began) {
+			count(COUNT_ROOTS_OWN_ID);
 			return 0;
+		}
+		if (!ours) {
+			__u32 cause = write_trace_id(target, ctx, built->context_address, &found.server);
+
+			if (cause != COUNT_MAX) {
+				count(cause);
+				return 0;
+			}
 		}
 		span.adopted = 1;
 		span.parent = parent_for(target, &found);

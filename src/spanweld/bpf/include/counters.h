@@ -25,8 +25,10 @@ enum counter {
 	COUNT_ROOTS_UNSAMPLED, /* roots left alone: the active span is not sampled */
 	COUNT_ROOTS_SIGNAL_BLOCKED, /* roots left alone: the thread blocks SIGURG */
 	COUNT_ROOTS_NO_TRACER, /* roots left alone: the tracer does not trace this thread */
+	COUNT_ROOTS_OWN_ID, /* roots left alone: the service chose their trace id */
 	COUNT_ROOTS_UNWRITTEN, /* roots left alone: a write was asked for and did not happen */
 	COUNT_PARENTS_UNWRITTEN, /* adopted roots whose parent could not be written */
+	COUNT_ROOTS_DROPPED, /* roots in a sampled request of which the service built no span */
 	COUNT_MANUAL_SPANS, /* manual spans seen to end */
 	COUNT_MAX,
 };

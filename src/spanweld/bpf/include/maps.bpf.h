@@ -87,13 +87,25 @@ struct {
 	__type(value, __u64);
 } counters SEC(".maps");
 
-static __always_inline void count(enum counter cause)
+/* Atomic, since a uprobe program may be preempted by another one. */
+static __always_inline void add_to_count(enum counter cause, __s64 number)
 {
 	__u32 key = cause;
 	__u64 *cell = bpf_map_lookup_elem(&counters, &key);
 
 	if (cell)
-		(*cell)++;
+		__sync_fetch_and_add(cell, number);
+}
+
+static __always_inline void count(enum counter cause)
+{
+	add_to_count(cause, 1);
+}
+
+/* Takes back what was counted before, perhaps on another processor: only the sum of all is right. */
+static __always_inline void uncount(enum counter cause)
+{
+	add_to_count(cause, -1);
 }
 
 /*
