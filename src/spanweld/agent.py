@@ -21,6 +21,7 @@ from spanweld.bpf.pins import PinFolder, remove_stale
 from spanweld.bpf.ring import RingReader
 from spanweld.errors import HostError, SpanweldError, TargetError, UsageError
 from spanweld.exporters import Exporter, make_exporters
+from spanweld.image import SpanArguments
 from spanweld.join import RootLinks
 from spanweld.layouts import SdkLayout
 from spanweld.layouts.learned import LearnedLayout, Learner, Sample
@@ -293,6 +294,7 @@ class Agent:
             context_argument=arguments.context if arguments else 0,
             parent_argument=arguments.parent if arguments else 0,
             parent_is_id=int(arguments.parent_is_id) if arguments else 0,
+            parent_proven=int(layout is not None and _parent_is_certain(layout, arguments)),
         )
         if layout:
             for name in values:
@@ -524,6 +526,14 @@ def encode_excluded(paths: Iterable[str]) -> bytes:
         pattern.ljust(_EXCLUDED_LENGTH, b"\0") + mask.ljust(_EXCLUDED_LENGTH, b"\0")
         for pattern, mask in patterns
     ).ljust(_EXCLUDED_MAX * 2 * _EXCLUDED_LENGTH, b"\0")
+
+
+def _parent_is_certain(layout: SdkLayout | LearnedLayout, arguments: SpanArguments | None) -> bool:
+    """Whether a root's parent may be written before a child has shown where parents are kept."""
+    if isinstance(layout, LearnedLayout):
+        return True  # children have
+    said_by_code = arguments is not None and arguments.parent_offset == layout.span_parent_id
+    return said_by_code or layout.confidence.startswith("certain")
 
 
 _EXCLUDED_MAX = 16

@@ -42,7 +42,7 @@ void host_register_maps(void)
 	MAP(listening);
 	MAP(root_starts);
 	MAP(manual_spans);
-	MAP(late_roots);
+	MAP(late_ids);
 	MAP(builds);
 	MAP(stop_requests);
 	host_map_add("events", &events, ELEMENTS(events.type), ELEMENTS(events.max_entries), 0, 0);

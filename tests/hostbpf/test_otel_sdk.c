@@ -61,6 +61,7 @@ static const struct target sdk_target = {
 	.write_mode = WRITE_STOP,
 	.tracer = TRACER,
 	.wants_manual_spans = 1,
+	.parent_proven = 1,
 	.context_argument = 3,
 	.parent_argument = 2,
 	.layout =
@@ -286,6 +287,19 @@ static struct sdk_span *late_close(const struct sdk_context *parent, const struc
 {
 	struct sdk_span *span = build(parent, own);
 
+	end(span);
+	return span;
+}
+
+/* The same before 0.31. */
+static struct sdk_span *old_late_close(const struct sdk_context *parent, const struct sdk_context *own)
+{
+	struct sdk_span *span = sdk_allocate(sizeof(*span));
+	struct sdk_context none = {};
+
+	probe(PROBE_BUILD_WITH_CONTEXT, (struct host_registers){.di = (__u64)span}, NULL);
+	fill_span(span, parent ? parent : &none, own);
+	probe(PROBE_BUILD_WITH_CONTEXT_RETURNS, (struct host_registers){}, NULL);
 	end(span);
 	return span;
 }
@@ -575,6 +589,31 @@ TEST(old_sdk_span_within_a_span)
 	CHECK_IN_TRACE(outer, server_of(17));
 }
 
+/* on_start panics: build_with_context never returns, and the Span is dropped while the stack unwinds. */
+TEST(old_sdk_root_whose_building_panics)
+{
+	struct sdk_context own = {.flags = 1}, none = {};
+	struct span_frame server;
+	struct sdk_span *root;
+
+	start();
+	in(GET);
+	server = server_of(17);
+	root = sdk_allocate(sizeof(*root));
+	probe(PROBE_BUILD_WITH_CONTEXT, (struct host_registers){.di = (__u64)root}, NULL);
+	own.span_id = new_span_id();
+	new_trace_id(&own);
+	fill_span(root, &none, &own);
+	end(root);
+	CHECK_IN_TRACE(root, server);
+	CHECK_EQUAL(root->parent_span_id, server.span_id);
+	CHECK_EQUAL(host_map_count("root_starts"), 0);
+	/* The next one is seen as ever. */
+	root = old_start_span(NULL);
+	end(root);
+	CHECK_EQUAL(root->parent_span_id, server.span_id);
+}
+
 TEST(old_sdk_parent_is_not_where_the_layout_says)
 {
 	struct target settings = sdk_target;
@@ -599,6 +638,88 @@ TEST(old_sdk_parent_is_not_where_the_layout_says)
 	CHECK_EQUAL(target->adoption, ADOPTION_MISMATCH);
 	end(root);
 	CHECK_EQUAL(root->start_seconds, 1700000000);
+}
+
+/* A root that is sampled records. */
+TEST(old_sdk_data_is_not_where_the_layout_says)
+{
+	const struct adoption_event *adoption;
+	struct target settings = sdk_target;
+	struct sdk_span *root;
+
+	for (int late = 0; late < 2; late++) {
+		settings.adoption = ADOPTION_UNVERIFIED;
+		settings.builds_late = late;
+		settings.layout.span_data = offsetof(struct sdk_span, pad);
+		settings.layout.span_data_none = 0;
+		start_with(&settings);
+		in(GET);
+		if (late) {
+			struct sdk_context own = late_start(NULL);
+
+			root = old_late_close(NULL, &own);
+		} else {
+			root = old_start_span(NULL);
+		}
+		adoption = event_of_kind(EVENT_ADOPTION, 0);
+		CHECK(adoption && adoption->what == CHECK_DATA && adoption->adoption == ADOPTION_MISMATCH);
+		CHECK_EQUAL(root->parent_span_id, 0);
+	}
+	/* Its ids are not there either. */
+	settings.builds_late = 0;
+	settings.layout.span_context = offsetof(struct sdk_span, name);
+	start_with(&settings);
+	in(GET);
+	old_start_span(NULL);
+	adoption = event_of_kind(EVENT_ADOPTION, 0);
+	CHECK(adoption && adoption->what == CHECK_TRACE_ID && adoption->adoption == ADOPTION_MISMATCH);
+}
+
+/* One that the sampler drops has the ids that were made for it, and says nothing else. */
+TEST(old_sdk_dropped_root_does_not_verify)
+{
+	struct target settings = sdk_target;
+	struct sdk_context own = {};
+	struct sdk_span *span;
+
+	settings.adoption = ADOPTION_UNVERIFIED;
+	start_with(&settings);
+	in(GET);
+	span = sdk_allocate(sizeof(*span));
+	probe(PROBE_BUILD_WITH_CONTEXT, (struct host_registers){.di = (__u64)span}, NULL);
+	own.span_id = new_span_id();
+	new_trace_id(&own);
+	span->context = own;
+	span->data = DATA_NONE;
+	probe(PROBE_BUILD_WITH_CONTEXT_RETURNS, (struct host_registers){}, NULL);
+	CHECK_EQUAL(target->adoption, ADOPTION_UNVERIFIED);
+}
+
+/* What it had noted on its thread is not the next span's. */
+TEST(old_sdk_root_that_is_dropped_or_panics)
+{
+	struct sdk_span *root, *child, *dropped;
+
+	for (int panics = 0; panics < 2; panics++) {
+		struct sdk_context own = {};
+
+		start();
+		in(GET);
+		root = old_start_span(NULL);
+		dropped = sdk_allocate(sizeof(*dropped));
+		stack_pointer = 0x6000;
+		probe(PROBE_BUILD_WITH_CONTEXT, (struct host_registers){.di = (__u64)dropped}, NULL);
+		new_trace_id(&own);
+		dropped->data = DATA_NONE;
+		if (!panics)
+			probe(PROBE_BUILD_WITH_CONTEXT_RETURNS, (struct host_registers){}, NULL);
+		stack_pointer = 0x7000;
+		child = old_start_span(&root->context);
+		CHECK_EQUAL(target->adoption, ADOPTION_VERIFIED);
+		end(child);
+		end(root);
+		CHECK_EQUAL(root->parent_span_id, server_of(17).span_id);
+	}
 }
 
 TEST(old_sdk_span_that_does_not_record)
@@ -725,6 +846,54 @@ TEST(late_layout_mismatch)
 	}
 	CHECK_EQUAL(target->adoption, ADOPTION_MISMATCH);
 	CHECK_EQUAL(events_of_kind(EVENT_ADOPTION), 1);
+}
+
+/* A child's parent is right, its own id is not: that is no proof. */
+TEST(late_span_id_is_not_where_the_layout_says)
+{
+	struct target settings = sdk_target;
+	struct sdk_context root, child;
+	struct sdk_span *built;
+
+	settings.builds_late = 1;
+	settings.adoption = ADOPTION_UNVERIFIED;
+	settings.layout.context_span_id = offsetof(struct sdk_context, trace_id_high);
+	start_with(&settings);
+	in(GET);
+	root = late_start(NULL);
+	child = late_start(&root);
+	built = old_late_close(&root, &child);
+	CHECK_EQUAL(target->adoption, ADOPTION_UNVERIFIED);
+	built = old_late_close(NULL, &root);
+	CHECK_EQUAL(built->parent_span_id, 0);
+	CHECK_EQUAL(target->adoption, ADOPTION_UNVERIFIED);
+}
+
+TEST(late_parent_is_not_where_the_layout_says)
+{
+	struct target settings = sdk_target;
+	struct sdk_context root;
+	struct sdk_span *built;
+
+	settings.builds_late = 1;
+	settings.layout.span_parent_id = offsetof(struct sdk_span, start_seconds);
+	start_with(&settings);
+	in(GET);
+	root = late_start(NULL);
+	built = old_late_close(NULL, &root);
+	CHECK_EQUAL(target->adoption, ADOPTION_MISMATCH);
+	CHECK_EQUAL(built->start_seconds, 1700000000);
+	/* Where it seems to be 0 for each span, that is said in the end. */
+	settings.parent_proven = 0;
+	settings.layout.span_parent_id = offsetof(struct sdk_span, pad);
+	start_with(&settings);
+	in(GET);
+	for (int i = 0; i < 2000 && target->adoption == ADOPTION_VERIFIED; i++) {
+		root = late_start(NULL);
+		built = old_late_close(NULL, &root);
+		CHECK_EQUAL(built->pad, 0);
+	}
+	CHECK_EQUAL(target->adoption, ADOPTION_MISMATCH);
 }
 
 TEST(late_spans_with_nothing_written)
@@ -1477,22 +1646,136 @@ TEST(parent_is_not_where_the_layout_says)
 	}
 }
 
-/* It has ended all the same: the next root must not come under it. */
+/* A root's parent is 0, which is also found elsewhere: a child must have shown the place. */
+TEST(parent_is_not_written_before_its_place_is_proven)
+{
+	struct target settings = sdk_target;
+	struct sdk_span *root, *child;
+
+	settings.parent_proven = 0;
+	settings.layout.span_parent_id = offsetof(struct sdk_span, pad);
+	start_with(&settings);
+	in(GET);
+	root = start_span(NULL);
+	end(root);
+	CHECK_EQUAL(root->pad, 0);
+	CHECK_EQUAL(manual_event(0).relation, MANUAL_UNWRITTEN);
+	CHECK_EQUAL(host_count(COUNT_PARENTS_UNWRITTEN), 1);
+	CHECK_EQUAL(target->adoption, ADOPTION_VERIFIED);
+	root = start_span(NULL);
+	child = start_span(&root->context);
+	end(child);
+	CHECK_EQUAL(target->adoption, ADOPTION_MISMATCH);
+	end(root);
+	CHECK_EQUAL(root->pad, 0);
+	CHECK_EQUAL(child->pad, 0);
+
+	settings.layout = sdk_target.layout;
+	for (int old = 0; old < 2; old++) {
+		start_with(&settings);
+		in(GET);
+		root = old ? old_start_span(NULL) : start_span(NULL);
+		end(root);
+		CHECK_EQUAL(root->parent_span_id, 0);
+		root = old ? old_start_span(NULL) : start_span(NULL);
+		child = old ? old_start_span(&root->context) : start_span(&root->context);
+		CHECK_EQUAL(target->parent_proven, 0);
+		end(child);
+		CHECK_EQUAL(target->parent_proven, 1);
+		end(root);
+		CHECK_EQUAL(root->parent_span_id, server_of(17).span_id);
+	}
+}
+
+/* Its own id, found where its parent's should be, proves nothing. */
+TEST(parent_is_not_proven_by_the_span_itself)
+{
+	struct target settings = sdk_target;
+	struct sdk_span *root;
+
+	settings.parent_proven = 0;
+	settings.layout.span_parent_id =
+		offsetof(struct sdk_span, context) + offsetof(struct sdk_context, span_id);
+	start_with(&settings);
+	in(GET);
+	root = start_span(NULL);
+	end(root);
+	CHECK_EQUAL(target->parent_proven, 0);
+	CHECK_EQUAL(target->adoption, ADOPTION_MISMATCH);
+}
+
+TEST(context_is_not_where_the_layout_says)
+{
+	const struct adoption_event *adoption;
+	struct target settings = sdk_target;
+	struct sdk_span *root, *other;
+
+	settings.layout.span_context = offsetof(struct sdk_span, name);
+	start_with(&settings);
+	other = start_span(NULL); /* of no request: nobody knows it */
+	in(GET);
+	end(other);
+	CHECK_EQUAL(target->adoption, ADOPTION_VERIFIED);
+	root = start_span(NULL);
+	end(root);
+	adoption = event_of_kind(EVENT_ADOPTION, 0);
+	CHECK(adoption && adoption->what == CHECK_CONTEXT && adoption->adoption == ADOPTION_MISMATCH);
+	CHECK_EQUAL(root->parent_span_id, 0);
+	CHECK_EQUAL(stops, 1);
+}
+
+/* A known span that seems to have ended before it did. */
+TEST(data_is_not_where_the_layout_says)
+{
+	const struct adoption_event *adoption;
+	struct target settings = sdk_target;
+	struct sdk_span *root;
+
+	settings.layout.span_data = offsetof(struct sdk_span, pad);
+	settings.layout.span_data_none = 0;
+	start_with(&settings);
+	in(GET);
+	root = start_span(NULL);
+	end(root);
+	adoption = event_of_kind(EVENT_ADOPTION, 0);
+	CHECK(adoption && adoption->what == CHECK_DATA && adoption->adoption == ADOPTION_MISMATCH);
+	CHECK_EQUAL(root->parent_span_id, 0);
+}
+
+/* It has ended all the same: the next root must not come under it, nor is its drop a contradiction. */
 TEST(end_of_a_span_that_cannot_be_read)
 {
+	struct target settings = sdk_target;
 	struct span_frame server;
 	struct sdk_span *root;
 
-	start();
+	settings.layout.span_status_size = 9;
+	start_with(&settings);
 	in(GET);
 	server = server_of(17);
 	root = start_span(NULL);
-	root->name = (const char *)0x1000;
+	end(root);
 	end(root);
 	CHECK_EQUAL(host_count(COUNT_READ_FAULT), 1);
 	CHECK_EQUAL(events_of_kind(EVENT_MANUAL_SPAN), 0);
 	CHECK_EQUAL(root->parent_span_id, 0);
 	CHECK_EQUAL(active_of(17).span_id, server.span_id);
+	CHECK_EQUAL(target->adoption, ADOPTION_VERIFIED);
+}
+
+/* It is only shown. */
+TEST(name_that_cannot_be_read)
+{
+	struct sdk_span *root;
+
+	start();
+	in(GET);
+	root = start_span(NULL);
+	root->name = (const char *)0x1000;
+	end(root);
+	CHECK_EQUAL(host_count(COUNT_READ_FAULT), 1);
+	CHECK_EQUAL(manual_event(0).name_length, 0);
+	CHECK_EQUAL(root->parent_span_id, server_of(17).span_id);
 }
 
 /* ---- the event */

@@ -15,7 +15,7 @@ SERVER = "the server span"
 
 # Roots by name, and whose child each may become: the innermost active span. A root by `tracing` is
 # told to the SDK when it closes (up to 0.31), so that what is open around it is not known then.
-_ROOTS: Mapping[str, Mapping[str, Sequence[str]]] = {
+ROOTS: Mapping[str, Mapping[str, Sequence[str]]] = {
     "raw": {
         "root": [SERVER],
         "outer": [SERVER],
@@ -36,7 +36,7 @@ _ROOTS: Mapping[str, Mapping[str, Sequence[str]]] = {
     },
 }
 # What has a parent in the service itself keeps it.
-_CHILDREN: Mapping[str, Mapping[str, str]] = {
+CHILDREN: Mapping[str, Mapping[str, str]] = {
     "raw": {
         "child": "root",
         "grandchild": "child",
@@ -62,7 +62,7 @@ class Verdict(enum.Enum):
 class ExportedSpan:
     """A span as its exporter wrote it: ids in hexadecimal digits, '' for no parent.
 
-    ``number`` is the request's: for a server span from its path.
+    ``number`` is the request's: for a server span from its path. Times are Unix times in nanoseconds.
     """
 
     name: str
@@ -70,6 +70,8 @@ class ExportedSpan:
     span_id: str
     parent_span_id: str
     number: int | None
+    start_ns: int = 0
+    end_ns: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +114,7 @@ def judge(
         problems[kind] += 1
         examples.setdefault(kind, f"{kind}: {example}")
 
-    roots, children = _ROOTS[api], dict(_CHILDREN[api])
+    roots, children = ROOTS[api], dict(CHILDREN[api])
     if ids_by_hand:
         children[_CHILD_BY_HAND] = _BY_HAND
     names = [*roots, *children, *([_BY_HAND] if ids_by_hand else [])]

@@ -56,7 +56,7 @@ def try_cell(cell: Cell, executable: Path, *, write: str = "stop", requests: int
                 cell.api,
                 cell.ids_by_hand,
                 list(_automatic(automatic)),
-                list(_manual(manual)),
+                list(exported_spans(manual)),
                 numbers,
             )
         except (AssertionError, OSError, ValueError, KeyError) as error:
@@ -108,15 +108,21 @@ def _number_in_path(attributes: list[dict[str, Any]]) -> int | None:
     return None
 
 
-def _manual(path: Path) -> Iterator[ExportedSpan]:
-    """The service's spans, as ``services/matrix/src/export.rs`` writes them."""
-    for line in path.read_text().splitlines():
-        span = json.loads(line)
-        parent = span["parent_span_id"]
-        yield ExportedSpan(
-            name=span["name"],
-            trace_id=span["trace_id"],
-            span_id=span["span_id"],
-            parent_span_id="" if parent == _NO_SPAN else parent,
-            number=span["number"],
-        )
+def exported_spans(path: Path, position: int = 0) -> Iterator[ExportedSpan]:
+    """The service's spans, as ``services/matrix/src/export.rs`` writes them, from a place in its file on."""
+    with path.open() as lines:
+        lines.seek(position)
+        for line in lines:
+            if not line.endswith("\n"):
+                break  # it is being written
+            span = json.loads(line)
+            parent = span["parent_span_id"]
+            yield ExportedSpan(
+                name=span["name"],
+                trace_id=span["trace_id"],
+                span_id=span["span_id"],
+                parent_span_id="" if parent == _NO_SPAN else parent,
+                number=span["number"],
+                start_ns=span["start_ns"],
+                end_ns=span["end_ns"],
+            )

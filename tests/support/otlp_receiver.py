@@ -80,6 +80,8 @@ class ReceivedSpan:
     links: tuple[ReceivedLink, ...]
     events: tuple[ReceivedEvent, ...]
     protocol: str
+    dropped: tuple[int, int, int] = (0, 0, 0)
+    """How many attributes, events and links there were no room for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -468,6 +470,7 @@ def _received_span(
             ReceivedEvent(event.name, event.time_unix_nano, _attributes(event.attributes))
             for event in span.events
         ),
+        dropped=(span.dropped_attributes_count, span.dropped_events_count, span.dropped_links_count),
         protocol=protocol,
     )
 

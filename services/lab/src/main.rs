@@ -112,6 +112,7 @@ fn router(telemetry: Arc<Telemetry>) -> Router {
         .route("/local-parent/{n}", get(spans::local_parent))
         .route("/remote-parent/{n}", get(spans::remote_parent))
         .route("/status/{n}", get(spans::status))
+        .route("/kinds/{n}", get(spans::kinds))
         .route("/slow/{n}", get(spans::slow))
         .route("/sync-blocking/{n}", get(spans::sync_blocking))
         .route("/panic/{n}", get(panics::handler))

@@ -254,6 +254,23 @@ pub async fn status(State(lab): Lab, Path(n): Number) -> &'static str {
     "status"
 }
 
+/// A root of each kind, one after the other; of a client's first, whose value is 0.
+pub async fn kinds(State(lab): Lab, Path(n): Number) -> &'static str {
+    let spans = Spans::new(&lab.tracer, "kinds", n);
+    for (name, kind) in [
+        ("client", SpanKind::Client),
+        ("server", SpanKind::Server),
+        ("producer", SpanKind::Producer),
+        ("consumer", SpanKind::Consumer),
+        ("internal", SpanKind::Internal),
+    ] {
+        let mut root = spans.builder(name).with_kind(kind).start(spans.tracer());
+        work(1).await;
+        root.end();
+    }
+    "kinds"
+}
+
 #[derive(Deserialize)]
 pub struct Slow {
     ms: Option<u64>,

@@ -149,7 +149,9 @@ class LayoutCheck(IntEnum):
     SPAN_ID = 2
     PARENT_ID = 3
     PLAUSIBLE = 4
-    ARGUMENTS = 5
+    CONTEXT = 5
+    DATA = 6
+    ARGUMENTS = 7
 
 
 class EventHead(NamedTuple):
@@ -299,7 +301,7 @@ SPAN_SAMPLE_EVENT = Struct("<IIQQQQIBBBB448s")
 
 
 class Target(NamedTuple):
-    """struct target, 160 bytes"""
+    """struct target, 168 bytes"""
 
     tokio_task_id: int
     sample_below: int
@@ -313,8 +315,11 @@ class Target(NamedTuple):
     context_argument: int
     parent_argument: int
     parent_is_id: int
+    parent_proven: int
+    ends_seen: int
     strangers: int
     samples: int
+    pad: int
     layout_context_trace_id: int
     layout_context_span_id: int
     layout_context_is_remote: int
@@ -347,7 +352,7 @@ class Target(NamedTuple):
     layout_pad_end: int
 
 
-TARGET = Struct("<QQIIIIIIIIIIIIHHHHHHHHHHHHHHHHHHHHHHIQQQQQII")
+TARGET = Struct("<QQIIIIIIIIIIHHIIIHHHHHHHHHHHHHHHHHHHHHHIQQQQQII")
 
 
 class ConnectionKey(NamedTuple):

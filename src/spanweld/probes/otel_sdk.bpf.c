@@ -74,7 +74,8 @@ struct manual_span {
 	__u8 adopted;
 	__u8 remote; /* its remote parent was the server span's own */
 	__u8 ended; /* on_end was called for it, and may be again for another processor */
-	__u8 pad[5];
+	__u8 built; /* it was seen when it was built, recording */
+	__u8 pad[4];
 };
 
 /* LRU: a span that never ends is forgotten in the end. Written and deleted here. */
@@ -91,13 +92,14 @@ struct trace_id {
 	__u64 high;
 };
 
-/* key: the root's span id. Written here, where spans are built late; forgotten by age. */
+/* key: a span id that was generated. 0: a child's, or a root's that has no trace id yet. Written here,
+ * where spans are built late; forgotten by age. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 16384);
 	__type(key, struct manual_span_key);
 	__type(value, struct trace_id);
-} late_roots SEC(".maps");
+} late_ids SEC(".maps");
 
 /* Where a call of build_with_context will leave its Span. The frame tells apart a processor's own. */
 struct build_key {
@@ -106,12 +108,21 @@ struct build_key {
 	__u32 pad;
 };
 
-/* value: address. Written at the entry, deleted at the return; what panicked is forgotten by age. */
+struct build {
+	__u64 address;
+	/*
+	 * What this thread had noted before: of a build around this one, or left behind by one whose sampler
+	 * panicked or dropped its root. None of this build's business.
+	 */
+	struct root_start around;
+};
+
+/* Written at the entry, deleted at the return; what panicked is forgotten by age. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 16384);
 	__type(key, struct build_key);
-	__type(value, __u64);
+	__type(value, struct build);
 } builds SEC(".maps");
 
 /* key: thread id. Written here, taken by the stop writer's tracer. */
@@ -265,7 +276,7 @@ static __always_inline bool keep_late_root(const struct target *target, __u32 pi
 	return !bpf_map_update_elem(&manual_spans, &span_key, &span, BPF_ANY);
 }
 
-static __always_inline void note_late_root(__u32 pid, __u64 span_id, __u64 low, __u64 high)
+static __always_inline void note_late_id(__u32 pid, __u64 span_id, __u64 low, __u64 high)
 {
 	struct manual_span_key key = {};
 	struct trace_id trace_id = {};
@@ -274,7 +285,7 @@ static __always_inline void note_late_root(__u32 pid, __u64 span_id, __u64 low, 
 	key.pid = pid;
 	trace_id.low = low;
 	trace_id.high = high;
-	bpf_map_update_elem(&late_roots, &key, &trace_id, BPF_ANY);
+	bpf_map_update_elem(&late_ids, &key, &trace_id, BPF_ANY);
 }
 
 /*
@@ -327,7 +338,7 @@ int otel_new_trace_id(struct pt_regs *ctx)
 			return 0;
 		}
 		if (target->adoption == ADOPTION_UNVERIFIED)
-			note_late_root(pid, start.span_id, found.server.trace_id_low, found.server.trace_id_high);
+			note_late_id(pid, start.span_id, found.server.trace_id_low, found.server.trace_id_high);
 	} else if (target->adoption != ADOPTION_VERIFIED || why_no_stop(target) != COUNT_MAX) {
 		/* What cannot be stopped is counted once, when its span is built. */
 		return 0;
@@ -357,7 +368,7 @@ int otel_new_trace_id_returns(struct pt_regs *ctx)
 	start->trace_id_high = ctx->dx;
 	start->trace_noted = 1;
 	if (target->builds_late && start->span_noted)
-		note_late_root(pid, start->span_id, ctx->ax, ctx->dx);
+		note_late_id(pid, start->span_id, ctx->ax, ctx->dx);
 	return 0;
 }
 
@@ -374,6 +385,8 @@ int otel_new_span_id_returns(struct pt_regs *ctx)
 	start.span_id = ctx->ax;
 	start.span_noted = 1;
 	bpf_map_update_elem(&root_starts, &tid, &start, BPF_ANY);
+	if (target->builds_late && target->adoption == ADOPTION_UNVERIFIED)
+		note_late_id(pid, ctx->ax, 0, 0);
 	return 0;
 }
 
@@ -405,13 +418,20 @@ static __always_inline void verify_layout(struct target *target, __u32 pid, cons
 		change_adoption(target, pid, ADOPTION_UNVERIFIED, ADOPTION_VERIFIED, 0, 0, 0);
 }
 
-static __always_inline const struct trace_id *find_late_root(__u32 pid, __u64 span_id)
+static __always_inline const struct trace_id *find_late_id(__u32 pid, __u64 span_id)
 {
 	struct manual_span_key key = {};
 
 	key.span_id = span_id;
 	key.pid = pid;
-	return bpf_map_lookup_elem(&late_roots, &key);
+	return bpf_map_lookup_elem(&late_ids, &key);
+}
+
+static __always_inline const struct trace_id *find_late_root(__u32 pid, __u64 span_id)
+{
+	const struct trace_id *trace_id = find_late_id(pid, span_id);
+
+	return trace_id && (trace_id->low || trace_id->high) ? trace_id : NULL;
 }
 
 /*
@@ -427,25 +447,30 @@ static __always_inline bool contradicts(const struct target *target, const struc
 }
 
 /*
- * Where spans are built late, much comes between ids and span, and children come first: a span is
- * looked for among the roots that were noted, itself or by its parent. One that is not there (a
- * grandchild, or ids by hand) tells nothing; too many of them in a row are a mismatch.
+ * Where spans are built late, much comes between ids and span, and children come first. A root tells by
+ * itself, its child by both of them. Ids that were never generated (somebody's own, or another place) tell
+ * nothing; too many of them are a mismatch.
  */
 #define LATE_STRANGERS_MAX 1000
 
+static __always_inline bool is_one_too_many(struct target *target)
+{
+	return __sync_fetch_and_add(&target->strangers, 1) >= LATE_STRANGERS_MAX;
+}
+
 static __always_inline void verify_late(struct target *target, __u32 pid, const struct built_span *built)
 {
-	const struct trace_id *trace_id = find_late_root(pid, built->context.span_id);
+	const struct trace_id *own = find_late_id(pid, built->context.span_id);
+	const struct trace_id *root = find_late_root(pid, built->context.span_id);
 
-	if (!trace_id && built->parent_span_id)
-		trace_id = find_late_root(pid, built->parent_span_id);
-	if (trace_id && trace_id->low == built->context.trace_id_low &&
-	    trace_id->high == built->context.trace_id_high)
-		change_adoption(target, pid, ADOPTION_UNVERIFIED, ADOPTION_VERIFIED, 0, 0, 0);
-	else if (trace_id)
-		change_adoption(target, pid, ADOPTION_UNVERIFIED, ADOPTION_MISMATCH, CHECK_TRACE_ID, trace_id->low,
+	if (!root && built->parent_span_id)
+		root = find_late_root(pid, built->parent_span_id);
+	if (root && (root->low != built->context.trace_id_low || root->high != built->context.trace_id_high))
+		change_adoption(target, pid, ADOPTION_UNVERIFIED, ADOPTION_MISMATCH, CHECK_TRACE_ID, root->low,
 				built->context.trace_id_low);
-	else if (__sync_fetch_and_add(&target->strangers, 1) >= LATE_STRANGERS_MAX)
+	else if (root && own)
+		change_adoption(target, pid, ADOPTION_UNVERIFIED, ADOPTION_VERIFIED, 0, 0, 0);
+	else if (!own && is_one_too_many(target))
 		change_adoption(target, pid, ADOPTION_UNVERIFIED, ADOPTION_MISMATCH, CHECK_SPAN_ID, 0,
 				built->context.span_id);
 }
@@ -554,12 +579,20 @@ static __always_inline int adopt_or_follow(struct target *target, __u32 pid, str
 		    known->trace_id_high == built->context.trace_id_high) {
 			/* All was decided when it got its ids, in whatever task that was. */
 			known->task_key = key;
+			known->built = 1;
 			if (ours)
 				push_manual_span(pid, key, &built->context, &found.server);
 			return 0;
 		}
-		if (known)
+		if (known) {
+			/* A root has no parent. */
+			if (known->adopted && built->parent_span_id)
+				change_adoption(target, pid, ADOPTION_VERIFIED, ADOPTION_MISMATCH, CHECK_PARENT_ID,
+						0, built->parent_span_id);
 			bpf_map_delete_elem(&manual_spans, &span_key);
+			if (target->adoption != ADOPTION_VERIFIED)
+				return 0;
+		}
 	}
 	if (contradicts(target, built, start.began, ours)) {
 		change_adoption(target, pid, ADOPTION_VERIFIED, ADOPTION_MISMATCH, CHECK_PARENT_ID, start.began,
@@ -612,6 +645,7 @@ static __always_inline int adopt_or_follow(struct target *target, __u32 pid, str
 	span.task_key = key;
 	span.trace_id_low = found.server.trace_id_low;
 	span.trace_id_high = found.server.trace_id_high;
+	span.built = 1;
 	bpf_map_update_elem(&manual_spans, &span_key, &span, BPF_ANY);
 	push_manual_span(pid, key, &built->context, &found.server);
 	return 0;
@@ -705,52 +739,66 @@ static __always_inline void send_sample(struct target *target, __u32 pid, __u32 
 SEC("uprobe")
 int otel_build_with_context(struct pt_regs *ctx)
 {
+	__u32 pid, tid = bpf_get_current_pid_tgid();
 	struct build_key key = {};
-	__u64 address = ctx->di;
-	__u32 pid;
 	struct target *target = current_target(&pid);
+	struct build build = {};
+	struct root_start *noted;
 
 	if (!may_adopt(target))
 		return 0;
+	build.address = ctx->di;
+	noted = bpf_map_lookup_elem(&root_starts, &tid);
+	if (noted) {
+		build.around = *noted;
+		bpf_map_delete_elem(&root_starts, &tid);
+	}
 	key.sp = ctx->sp;
-	key.tid = bpf_get_current_pid_tgid();
-	/* What was generated before this call is not this span's. */
-	if (target->adoption == ADOPTION_LEARNING)
-		bpf_map_delete_elem(&root_starts, &key.tid);
-	bpf_map_update_elem(&builds, &key, &address, BPF_ANY);
+	key.tid = tid;
+	bpf_map_update_elem(&builds, &key, &build, BPF_ANY);
 	return 0;
 }
 
-/* On each `ret` of build_with_context: the Span is whole, and nobody has a copy of its ids yet. */
-SEC("uprobe")
-int otel_build_with_context_returns(struct pt_regs *ctx)
+/* A Span that seems not to record has the ids all the same that were generated for it, and is not sampled. */
+static __always_inline void verify_not_recording(struct target *target, __u32 pid,
+						 const struct span_context *context)
+{
+	__u32 tid = bpf_get_current_pid_tgid(), what = CHECK_DATA;
+	const struct root_start *start;
+	const struct trace_id *late;
+
+	if (target->adoption != ADOPTION_UNVERIFIED)
+		return;
+	if (target->builds_late) {
+		late = find_late_id(pid, context->span_id);
+		if (!late && !is_one_too_many(target))
+			return;
+		if (!late)
+			what = CHECK_SPAN_ID;
+	} else {
+		start = bpf_map_lookup_elem(&root_starts, &tid);
+		if (!start || !start->span_noted || !start->trace_noted)
+			return;
+		if (start->trace_id_low != context->trace_id_low ||
+		    start->trace_id_high != context->trace_id_high || start->span_id != context->span_id)
+			what = CHECK_TRACE_ID;
+	}
+	if (what != CHECK_DATA || context->flags & TRACE_FLAG_SAMPLED)
+		change_adoption(target, pid, ADOPTION_UNVERIFIED, ADOPTION_MISMATCH, what, 0, context->span_id);
+}
+
+static __always_inline int built_with_context(struct target *target, __u32 pid, struct pt_regs *ctx, __u64 span)
 {
 	struct built_span built = {};
-	struct build_key key = {};
-	__u64 *address, span;
-	__u32 pid;
-	struct target *target = current_target(&pid);
 
-	if (!may_adopt(target))
-		return 0;
-	key.sp = ctx->sp;
-	key.tid = bpf_get_current_pid_tgid();
-	address = bpf_map_lookup_elem(&builds, &key);
-	if (!address)
-		return 0; /* it was entered before the probe was there */
-	span = *address;
-	bpf_map_delete_elem(&builds, &key);
-	if (target->adoption == ADOPTION_LEARNING) {
-		send_sample(target, pid, key.tid, span);
-		bpf_map_delete_elem(&root_starts, &key.tid);
-		return 0;
-	}
-	if (has_no_data(&target->layout, span))
-		return 0; /* not recording */
 	built.from_span = true;
 	built.context_address = span + target->layout.span_context;
 	if (!read_span_context(&built.context, &target->layout, built.context_address))
 		return 0;
+	if (has_no_data(&target->layout, span)) {
+		verify_not_recording(target, pid, &built.context);
+		return 0;
+	}
 	/* Where span_data is not known: a sampled span is recording, of others that cannot be told. */
 	if (!target->layout.span_data_size && !(built.context.flags & TRACE_FLAG_SAMPLED))
 		return 0;
@@ -759,6 +807,81 @@ int otel_build_with_context_returns(struct pt_regs *ctx)
 		return 0;
 	}
 	return adopt_or_follow(target, pid, ctx, &built);
+}
+
+/* On each `ret` of build_with_context: the Span is whole, and nobody has a copy of its ids yet. */
+SEC("uprobe")
+int otel_build_with_context_returns(struct pt_regs *ctx)
+{
+	__u32 pid, tid = bpf_get_current_pid_tgid();
+	struct build_key key = {};
+	struct build build, *begun;
+	struct target *target = current_target(&pid);
+
+	if (!may_adopt(target))
+		return 0;
+	key.sp = ctx->sp;
+	key.tid = tid;
+	begun = bpf_map_lookup_elem(&builds, &key);
+	if (!begun)
+		return 0; /* it was entered before the probe was there */
+	build = *begun;
+	bpf_map_delete_elem(&builds, &key);
+	if (target->adoption == ADOPTION_LEARNING)
+		send_sample(target, pid, tid, build.address);
+	else
+		built_with_context(target, pid, ctx, build.address);
+	if (build.around.began && !target->builds_late)
+		bpf_map_update_elem(&root_starts, &tid, &build.around, BPF_ANY);
+	else
+		bpf_map_delete_elem(&root_starts, &tid);
+	return 0;
+}
+
+static __always_inline struct manual_span *find_manual_span(__u32 pid, __u64 span_id)
+{
+	struct manual_span_key key = {};
+
+	key.span_id = span_id;
+	key.pid = pid;
+	return bpf_map_lookup_elem(&manual_spans, &key);
+}
+
+/*
+ * A root says nothing of where its parent is kept: 0 is found in many places. A child does, if the
+ * layout finds a span there that is open.
+ */
+static __always_inline void prove_parent(struct target *target, __u32 pid, __u64 parent_span_id, __u64 own_span_id)
+{
+	if (!target->parent_proven && parent_span_id && parent_span_id != own_span_id &&
+	    find_manual_span(pid, parent_span_id))
+		target->parent_proven = 1;
+}
+
+/* More than any Span has. */
+#define SPAN_WORDS_MAX 64
+
+/* Whether a span that is known lies at `address`, its context not where the layout says. */
+GLOBAL int has_known_context(const struct target *target, __u32 pid, __u64 address)
+{
+	struct span_context context = {};
+	struct manual_span *known;
+
+	if (!target)
+		return false;
+	for (__u32 word = 0; word < SPAN_WORDS_MAX; word++) {
+		__u64 place = address + word * 8;
+
+		if (bpf_probe_read_user(&context.trace_id_low, 16,
+					(void *)(place + target->layout.context_trace_id)) ||
+		    !read_u64(&context.span_id, place + target->layout.context_span_id))
+			return false;
+		known = find_manual_span(pid, context.span_id);
+		if (known && known->trace_id_low == context.trace_id_low &&
+		    known->trace_id_high == context.trace_id_high)
+			return true;
+	}
+	return false;
 }
 
 /*
@@ -841,8 +964,11 @@ static __always_inline bool read_span(struct manual_span_event *event, const str
 						       : MANUAL_STATUS_ERROR;
 	if (length > SPAN_NAME_MAX)
 		length = SPAN_NAME_MAX;
-	if (length && bpf_probe_read_user(event->name, length, (void *)name))
-		return false;
+	if (length && bpf_probe_read_user(event->name, length, (void *)name)) {
+		/* It is only shown. */
+		count(COUNT_READ_FAULT);
+		length = 0;
+	}
 	event->name_length = length;
 	return true;
 }
@@ -885,6 +1011,13 @@ static __always_inline __u8 finish_adoption(struct target *target, __u32 pid, st
 				known->parent_before, event->parent_span_id);
 		return MANUAL_UNWRITTEN;
 	}
+	/* A remote parent is no 0, and was found there. */
+	if (!known->remote && !target->parent_proven) {
+		count(COUNT_PARENTS_UNWRITTEN);
+		if (is_one_too_many(target))
+			change_adoption(target, pid, ADOPTION_VERIFIED, ADOPTION_MISMATCH, CHECK_PARENT_ID, 0, 0);
+		return MANUAL_UNWRITTEN;
+	}
 	if (!write_parent(target, ctx, address, known->parent, known->remote)) {
 		count(COUNT_PARENTS_UNWRITTEN);
 		return MANUAL_UNWRITTEN;
@@ -910,6 +1043,32 @@ static __always_inline void say_ended(struct manual_span_event *event, __u32 pid
 	emit(event, offsetof(struct manual_span_event, name) + length);
 }
 
+/*
+ * Where spans are seen when build_with_context returns, one is not seen if a processor's on_start panics. Its
+ * root is adopted now that it ends, on the same thread, since its trace id is the request's already.
+ */
+static __always_inline bool is_unseen_root(const struct target *target, __u32 pid,
+					   const struct span_context *context, __u64 parent_span_id,
+					   struct manual_span *span)
+{
+	__u32 tid = bpf_get_current_pid_tgid();
+	const struct root_start *start = bpf_map_lookup_elem(&root_starts, &tid);
+	struct active_spans found = {};
+
+	if (!start || !start->began || parent_span_id || target->builds_late || target->write_mode == WRITE_OFF)
+		return false;
+	bpf_map_delete_elem(&root_starts, &tid);
+	if (!find_active(pid, current_task_key(target), &found) ||
+	    context->trace_id_low != found.server.trace_id_low ||
+	    context->trace_id_high != found.server.trace_id_high)
+		return false;
+	span->trace_id_low = context->trace_id_low;
+	span->trace_id_high = context->trace_id_high;
+	span->parent = parent_for(target, &found);
+	span->adopted = 1;
+	return true;
+}
+
 /* rdi = the Span, still whole. */
 SEC("uprobe")
 int otel_ensure_ended_and_exported(struct pt_regs *ctx)
@@ -917,7 +1076,7 @@ int otel_ensure_ended_and_exported(struct pt_regs *ctx)
 	struct manual_span_event event = {};
 	struct manual_span_key span_key = {};
 	struct span_context context = {};
-	struct manual_span *known;
+	struct manual_span *known, unseen = {};
 	__u64 span = ctx->di;
 	__u32 pid;
 	struct target *target = current_target(&pid);
@@ -926,21 +1085,37 @@ int otel_ensure_ended_and_exported(struct pt_regs *ctx)
 		return 0;
 	if (!read_span_context(&context, &target->layout, span + target->layout.span_context))
 		return 0;
-	if (has_no_data(&target->layout, span))
-		return 0; /* ended before, or never recorded */
 	span_key.span_id = context.span_id;
 	span_key.pid = pid;
 	known = bpf_map_lookup_elem(&manual_spans, &span_key);
-	if (!known && !target->layout.span_data_size)
-		return 0; /* of another trace, or ended before: that cannot be told */
-	/* It has ended, whatever else can be read of it. */
-	if (known)
-		end_span(pid, known->task_key, context.span_id);
-	if (!read_span(&event, &target->layout, span)) {
-		count(COUNT_READ_FAULT);
+	if (has_no_data(&target->layout, span)) {
+		/* It has ended before, or never recorded; so it is none that was built and did not end. */
+		if (known && known->built)
+			change_adoption(target, pid, ADOPTION_VERIFIED, ADOPTION_MISMATCH, CHECK_DATA, 0,
+					context.span_id);
 		return 0;
 	}
+	if (known) {
+		if (!target->ends_seen)
+			target->ends_seen = 1;
+		/* It has ended, whatever else can be read of it. */
+		end_span(pid, known->task_key, context.span_id);
+	} else if (!target->layout.span_data_size) {
+		return 0; /* of another trace, or ended before: that cannot be told */
+	} else if (!target->ends_seen && has_known_context(target, pid, span)) {
+		change_adoption(target, pid, ADOPTION_VERIFIED, ADOPTION_MISMATCH, CHECK_CONTEXT, 0,
+				context.span_id);
+		return 0;
+	}
+	if (!read_span(&event, &target->layout, span)) {
+		count(COUNT_READ_FAULT);
+		bpf_map_delete_elem(&manual_spans, &span_key);
+		return 0;
+	}
+	prove_parent(target, pid, event.parent_span_id, context.span_id);
 	count(COUNT_MANUAL_SPANS);
+	if (!known && is_unseen_root(target, pid, &context, event.parent_span_id, &unseen))
+		known = &unseen;
 	if (known) {
 		if (known->adopted) {
 			event.relation = finish_adoption(target, pid, ctx, span, &context, known, &event);
@@ -1018,6 +1193,7 @@ int otel_on_end(struct pt_regs *ctx)
 		count(COUNT_READ_FAULT);
 		return 0;
 	}
+	prove_parent(target, pid, built.parent_span_id, built.context.span_id);
 	span_key.span_id = built.context.span_id;
 	span_key.pid = pid;
 	known = bpf_map_lookup_elem(&manual_spans, &span_key);

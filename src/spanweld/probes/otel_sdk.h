@@ -80,6 +80,8 @@ enum layout_check {
 	CHECK_SPAN_ID,
 	CHECK_PARENT_ID, /* in Span, of a child whose parent is known */
 	CHECK_PLAUSIBLE, /* in Span: times, name */
+	CHECK_CONTEXT, /* in Span: of one that is known */
+	CHECK_DATA, /* in Span: of one that has not ended, and is said to have */
 	CHECK_ARGUMENTS, /* of build_recording_span: not where they should be */
 };
 

@@ -54,6 +54,8 @@ _MISMATCH = {
     LayoutCheck.SPAN_ID: "the span id that the SDK had just made",
     LayoutCheck.PARENT_ID: "a child's parent id",
     LayoutCheck.PLAUSIBLE: "a root's parent id and start time",
+    LayoutCheck.CONTEXT: "a span's own context",
+    LayoutCheck.DATA: "whether a span has ended",
     LayoutCheck.ARGUMENTS: "what build_recording_span is called with",
 }
 

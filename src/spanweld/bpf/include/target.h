@@ -66,7 +66,10 @@ struct sdk_layout {
 #define LAYOUT_ABSENT 0xffff
 #define LAYOUT_BY_ADDRESS 0xffffffff
 
-/* targets: value. `adoption`, `strangers` and `samples` are changed by programs, all else by nobody. */
+/*
+ * targets: value. `adoption`, `parent_proven`, `ends_seen`, `strangers` and `samples` are changed by programs, all
+ * else is constant while attached.
+ */
 struct target {
 	__u64 tokio_task_id; /* offset from the thread pointer, two's complement; 0: no tokio */
 	__u64 sample_below; /* a root is sampled if (low half of its trace id >> 1) < this */
@@ -82,8 +85,11 @@ struct target {
 	__u32 context_argument;
 	__u32 parent_argument;
 	__u32 parent_is_id; /* the parent's span id itself is passed, not the address of its context */
-	__u32 strangers; /* late built spans that said nothing of the layout; counted by otel_sdk */
+	__u16 parent_proven; /* layout.span_parent_id is certain, or a known parent was found there */
+	__u16 ends_seen; /* a known span was found at its end: span_context and span_data are right */
+	__u32 strangers; /* spans that were to prove the layout, and did not; counted by otel_sdk */
 	__u32 samples; /* spans that were built while the layout is learned; counted by otel_sdk */
+	__u32 pad;
 	struct sdk_layout layout;
 };
 
