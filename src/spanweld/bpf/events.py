@@ -299,9 +299,10 @@ SPAN_SAMPLE_EVENT = Struct("<IIQQQQIBBBB448s")
 
 
 class Target(NamedTuple):
-    """struct target, 160 bytes"""
+    """struct target, 168 bytes"""
 
     tokio_task_id: int
+    tokio_task_tag: int
     sample_below: int
     adoption: int
     adopt_mode: int
@@ -347,7 +348,7 @@ class Target(NamedTuple):
     layout_pad_end: int
 
 
-TARGET = Struct("<QQIIIIIIIIIIIIHHHHHHHHHHHHHHHHHHHHHHIQQQQQII")
+TARGET = Struct("<QQQIIIIIIIIIIIIHHHHHHHHHHHHHHHHHHHHHHIQQQQQII")
 
 
 class ConnectionKey(NamedTuple):
