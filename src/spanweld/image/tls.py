@@ -64,8 +64,8 @@ class _Place:
 class TaskIdOffset:
     """The u64 at fs:0 + ``offset_from_fs`` (negative, bytes) is tokio's current task id, or 0.
 
-    If there is a ``tag_offset_from_fs``, it is that only where the u64 there is 1. ``source`` names what it was derived from; ``confirmed`` tells whether at least two functions
-    agree.
+    If there is a ``tag_offset_from_fs``, that only holds while the u64 there is 1. ``source`` names what
+    it was derived from; ``confirmed`` tells whether at least two functions agree.
     """
 
     offset_from_fs: int

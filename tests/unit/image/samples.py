@@ -70,9 +70,20 @@ pub mod runtime {
                 pub distances: [usize; 3],
             }
             #[repr(C)]
-            pub struct Header { pub state: u64, pub queue_next: u64, pub vtable: &'static Vtable, pub owner: u64 }
+            pub struct Header {
+                pub state: u64,
+                pub queue_next: u64,
+                pub vtable: &'static Vtable,
+                pub owner: u64,
+            }
             #[repr(C)]
-            pub struct Task<T> { pub header: Header, pub scheduler: u64, pub id: Id, pub stage: T, pub trailer: u64 }
+            pub struct Task<T> {
+                pub header: Header,
+                pub scheduler: u64,
+                pub id: Id,
+                pub stage: T,
+                pub trailer: u64,
+            }
             #[inline(never)]
             unsafe fn poll<T>(header: *mut Header) {
                 (*header).state |= 1;
