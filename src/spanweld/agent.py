@@ -277,6 +277,7 @@ class Agent:
         values = dict.fromkeys(events.Target._fields, 0)
         values.update(
             tokio_task_id=task_id.offset_from_fs & (1 << 64) - 1 if task_id else 0,
+            tokio_task_tag=(task_id.tag_offset_from_fs or 0) & (1 << 64) - 1 if task_id else 0,
             sample_below=int(settings.sampler.ratio * (1 << 63)),
             adoption=events.Adoption.UNVERIFIED
             if layout

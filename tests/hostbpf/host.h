@@ -106,9 +106,11 @@ void host_forget_events(void);
 void host_thread(__u32 pid, __u32 tid);
 __u32 host_pid(void);
 __u32 host_tid(void);
-/* tokio's current task id in the running thread's thread-local; HOST_TOKIO_OFFSET is where. */
+/* tokio's current task id in the running thread's thread-local, and its tag; HOST_TOKIO_…OFFSET is where. */
 #define HOST_TOKIO_OFFSET 8
+#define HOST_TOKIO_TAG_OFFSET 16
 void host_tokio_task(__u64 id);
+void host_tokio_tag(__u64 tag);
 void host_thread_local_readable(bool readable);
 void host_block_signal(unsigned number);
 void host_traced_by(__u32 tracer); /* 0: by nobody */

@@ -17,15 +17,27 @@ void http_start(void)
 	host_thread(PID, TID);
 }
 
-void http_start_tokio(__u64 task)
+static void start_tokio(__u64 task, __u64 tag_offset)
 {
 	struct target target = plain_target;
 
 	host_reset();
 	target.tokio_task_id = HOST_TOKIO_OFFSET;
+	target.tokio_task_tag = tag_offset;
 	host_target(PID, &target);
 	host_thread(PID, TID);
 	host_tokio_task(task);
+}
+
+void http_start_tokio(__u64 task)
+{
+	start_tokio(task, 0);
+}
+
+void http_start_tokio_tagged(__u64 task, __u64 tag)
+{
+	start_tokio(task, HOST_TOKIO_TAG_OFFSET);
+	host_tokio_tag(tag);
 }
 
 void http_start_connected(void)

@@ -17,6 +17,8 @@
 void http_start(void);
 /* The same with tokio's task id known; the task is `task`. */
 void http_start_tokio(__u64 task);
+/* The same with a tag beside the task id; the tag is `tag`. */
+void http_start_tokio_tagged(__u64 task, __u64 tag);
 /* http_start() and a connection accepted at FD. */
 void http_start_connected(void);
 

@@ -164,6 +164,11 @@ void host_tokio_task(__u64 id)
 	running->thread_local[HOST_TOKIO_OFFSET / 8] = id;
 }
 
+void host_tokio_tag(__u64 tag)
+{
+	running->thread_local[HOST_TOKIO_TAG_OFFSET / 8] = tag;
+}
+
 void host_thread_local_readable(bool readable)
 {
 	if (readable && !running->readable)

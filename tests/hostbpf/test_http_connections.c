@@ -609,6 +609,29 @@ TEST(task_id_with_the_thread_bit)
 	CHECK(!is_active(TASK_KEY_THREAD | 5));
 }
 
+/* What a task that is gone left beside the tag is no task id. */
+TEST(task_id_counts_as_its_tag_says)
+{
+	static const __u64 none[] = {0, 2, 1ULL << 32, 1ULL << 32 | 1};
+
+	http_start_tokio_tagged(17, 1);
+	sys_accept(FD, &host_tcp);
+	in(GET);
+	CHECK(is_active(17));
+	CHECK(!is_active(thread_task_key(TID)));
+	for (unsigned i = 0; i < sizeof(none) / sizeof(none[0]); i++) {
+		http_start_tokio_tagged(17, none[i]);
+		sys_accept(FD, &host_tcp);
+		in(GET);
+		CHECK(!is_active(17));
+		CHECK(is_active(thread_task_key(TID)));
+	}
+	http_start_tokio_tagged(0, 1);
+	sys_accept(FD, &host_tcp);
+	in(GET);
+	CHECK(is_active(thread_task_key(TID)));
+}
+
 TEST(unreadable_task_id)
 {
 	http_start_tokio(17);

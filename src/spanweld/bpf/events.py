@@ -301,9 +301,10 @@ SPAN_SAMPLE_EVENT = Struct("<IIQQQQIBBBB448s")
 
 
 class Target(NamedTuple):
-    """struct target, 168 bytes"""
+    """struct target, 176 bytes"""
 
     tokio_task_id: int
+    tokio_task_tag: int
     sample_below: int
     adoption: int
     adopt_mode: int
@@ -352,7 +353,7 @@ class Target(NamedTuple):
     layout_pad_end: int
 
 
-TARGET = Struct("<QQIIIIIIIIIIHHIIIHHHHHHHHHHHHHHHHHHHHHHIQQQQQII")
+TARGET = Struct("<QQQIIIIIIIIIIHHIIIHHHHHHHHHHHHHHHHHHHHHHIQQQQQII")
 
 
 class ConnectionKey(NamedTuple):

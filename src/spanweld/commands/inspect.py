@@ -121,6 +121,7 @@ def to_json(report: Report) -> dict[str, Any]:
     if facts.task_id is not None:
         task_id = {
             "offset_from_fs": facts.task_id.offset_from_fs,
+            "tag_offset_from_fs": facts.task_id.tag_offset_from_fs,
             "source": facts.task_id.source,
             "confirmed": facts.task_id.confirmed,
         }
@@ -209,6 +210,8 @@ def print_report(report: Report, console: Console) -> None:
     if facts.task_id is not None:
         certainty = "" if facts.task_id.confirmed else ", by this one source only"
         place = f"fs:{facts.task_id.offset_from_fs:#x}"
+        if facts.task_id.tag_offset_from_fs is not None:
+            place += f" with a tag at fs:{facts.task_id.tag_offset_from_fs:#x}"
         line("task id", f"{place}, from {facts.task_id.source}{certainty}")
     else:
         line("task id", f"not known: {facts.task_id_reason}")

@@ -60,7 +60,8 @@ class Machine:
         )
         self._fill = fill
         self._marker = marker
-        self._marked = False
+        # Each 64-bit word that was ever written into the block → where.
+        self._written: dict[int, set[int]] = {}
         self._registers: dict[Register, int] = {}
         self._vectors: dict[Register, int] = {}
         self._carry = self._zero = self._sign = self._overflow = self._parity = False
@@ -73,11 +74,12 @@ class Machine:
         arguments: tuple[int, ...],
         limit: int,
         *,
-        until_marked: bool = False,
+        after_marked: int | None = None,
     ) -> None:
-        """Call the function at ``address`` and end when it returns, or when the marker is in the block.
+        """Call the function at ``address`` and end when it returns.
 
-        At most ``limit`` instructions; what can not be run is an EmulationError.
+        At most ``limit`` instructions; what can not be run is an EmulationError. With ``after_marked``,
+        this many instructions after the marker came into the block are enough, and no more are needed.
         """
         order = (_R.RDI, _R.RSI, _R.RDX, _R.RCX, _R.R8, _R.R9)
         self._registers = dict(zip(order, arguments, strict=False))
@@ -87,9 +89,16 @@ class Machine:
         for _ in range(limit):
             if self._ip == _RETURN_ADDRESS:
                 return
-            self._step()
-            if until_marked and self._marked:
-                return
+            if after_marked is not None and self._marker in self._written:
+                if after_marked == 0:
+                    return
+                after_marked -= 1
+                try:
+                    self._step()
+                except EmulationError:
+                    return
+            else:
+                self._step()
         raise EmulationError(f"no end after {limit} instructions")
 
     def read(self, address: int, size: int) -> int:
@@ -104,8 +113,10 @@ class Machine:
 
     def write(self, address: int, value: int, size: int) -> None:
         """Store a little-endian number."""
-        if value == self._marker and size == 8 and address in self._block:
-            self._marked = True
+        if address in self._block:
+            for offset in range(0, size - 7, 8):
+                word = value >> 8 * offset & _MASK_64
+                self._written.setdefault(word, set()).add(address + offset)
         offset = address % _PAGE
         if offset + size <= _PAGE:
             self._page(address, size)[offset : offset + size] = (value & (1 << 8 * size) - 1).to_bytes(
@@ -116,21 +127,13 @@ class Machine:
         self.write(address, value, head)
         self.write(address + head, value >> 8 * head, size - head)
 
-    def find_marker(self) -> list[int]:
-        """Offsets from fs:0 of the aligned 8-byte words of the thread-local block that hold the marker."""
-        if not self._marked:
-            return []
-        pattern = self._marker.to_bytes(8, "little")
-        result = []
-        # What no page was made for was never written.
-        for number in range(self._block.start // _PAGE, THREAD_POINTER // _PAGE):
-            page = self._pages.get(number, b"")
-            result += [
-                number * _PAGE + offset - THREAD_POINTER
-                for offset in range(0, len(page), 8)
-                if page[offset : offset + 8] == pattern and number * _PAGE + offset in self._block
-            ]
-        return result
+    def find_written(self, word: int) -> list[int]:
+        """Offsets from fs:0 of the aligned words of the thread-local block that ``word`` was written to.
+
+        It need not be there any more.
+        """
+        places = sorted(self._written.get(word, ()))
+        return [place - THREAD_POINTER for place in places if place < THREAD_POINTER and place % 8 == 0]
 
     def _page(self, address: int, size: int) -> bytearray:
         number = address // _PAGE

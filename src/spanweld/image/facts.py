@@ -15,6 +15,10 @@ from spanweld.image.tls import TaskIdOffset, find_task_id_offset
 TARGET = "x86_64"
 """The only processor that is read; part of a layout's key."""
 
+# tokio's releases: the first to keep the current task's id, the first where it is a NonZeroU64.
+_FIRST_TASK_ID = (1, 22)
+_FIRST_WITHOUT_TAG = (1, 40)
+
 
 @dataclass(frozen=True, slots=True)
 class ImageFacts:
@@ -70,7 +74,7 @@ def examine(image: Image) -> ImageFacts:
     language = detect(image, rustc, provenance.rustc_hash)
     task_id: TaskIdOffset | str = "not a Rust program"
     if language is Language.RUST:
-        task_id = find_task_id_offset(image)
+        task_id = _find_task_id(image, provenance.crates.get("tokio", ()))
     return ImageFacts(
         path=image.path,
         size=image.size,
@@ -85,3 +89,18 @@ def examine(image: Image) -> ImageFacts:
         task_id=task_id if isinstance(task_id, TaskIdOffset) else None,
         task_id_reason=task_id if isinstance(task_id, str) else "",
     )
+
+
+def _find_task_id(image: Image, tokio_versions: tuple[str, ...]) -> TaskIdOffset | str:
+    """What the code shows, if it is what the versions of tokio, as far as they are known, have."""
+    releases = [tuple(map(int, version.split(".")[:2])) for version in tokio_versions]
+    versions = f"tokio {'/'.join(tokio_versions)}"
+    if releases and max(releases) < _FIRST_TASK_ID:
+        return f"{versions} keeps no id of the current task (1.22 and newer do)"
+    task_id = find_task_id_offset(image)
+    if releases and isinstance(task_id, TaskIdOffset):
+        if task_id.tag_offset_from_fs is None and max(releases) < _FIRST_WITHOUT_TAG:
+            return f"{versions} keeps a tag beside the task id, which its functions do not show"
+        if task_id.tag_offset_from_fs is not None and min(releases) >= _FIRST_WITHOUT_TAG:
+            return f"{versions} keeps no tag beside the task id, which its functions show"
+    return task_id

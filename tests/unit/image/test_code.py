@@ -149,7 +149,7 @@ MARKER = 0x1122334455667788
         ("swaps", (ARENA,), [-16]),
         ("branches", (MARKER, 7), [-8]),
         ("branches", (MARKER, 3), [-16]),
-        ("wide", (ARENA,), []),
+        ("wide", (ARENA,), [-24]),
         ("narrow", (MARKER,), []),
         ("calls", (MARKER,), []),
     ],
@@ -159,7 +159,7 @@ def test_emulation(assembled: Path, name: str, arguments: tuple[int, ...], place
         machine = Machine(image, 64, 1, MARKER)
         machine.write(ARENA, MARKER, 8)
         machine.call(_function(assembled, name).address, arguments, 100)
-        assert machine.find_marker() == places
+        assert machine.find_written(MARKER) == places
 
 
 @pytest.mark.parametrize("name", ["loops", "privileged", "wild"])

@@ -5,13 +5,24 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from spanweld.image import Image, analyse, find_many
 from spanweld.image.crates import find_provenance
 from spanweld.image.tls import TaskIdOffset
-from tests.unit.image.samples import FAKE_TOKIO, PLAIN, USES_TOKIO, RustBuilder, ServiceBuilder
+from tests.unit.image.samples import (
+    FAKE_OLD_TOKIO,
+    FAKE_TOKIO,
+    PLAIN,
+    RUNS_TASKS,
+    USES_TOKIO,
+    RustBuilder,
+    ServiceBuilder,
+    inlined,
+)
+from tools.check_stripped import strip
 
 GENERATOR = (
     "<opentelemetry_sdk::trace::id_generator::RandomIdGenerator"
@@ -25,34 +36,92 @@ SDK_FUNCTIONS = (
 )
 
 
+def _places_said_by(path: Path) -> tuple[int, int]:
+    """Distances from fs:0 of the task id and of the Option around it."""
+    output = subprocess.run([str(path)], capture_output=True, text=True, check=True).stdout
+    said, option = map(int, output.split())
+    return said, option
+
+
 @pytest.mark.parametrize("mangling", ["legacy", "v0"])
 @pytest.mark.parametrize("level", ["0", "1", "2", "3", "s", "z"])
 def test_task_id_is_where_the_program_says(rust: RustBuilder, level: str, mangling: str) -> None:
     flags = ["-Csymbol-mangling-version=v0"] if mangling == "v0" else []
     path = rust(USES_TOKIO, f"-Copt-level={level}", *flags, libraries={"tokio": FAKE_TOKIO})
-    said = int(subprocess.run([str(path)], capture_output=True, text=True, check=True).stdout)
+    said, _ = _places_said_by(path)
     task_id = analyse(path).task_id
     assert task_id is not None
     assert task_id.offset_from_fs == said
+    assert task_id.tag_offset_from_fs is None
     assert task_id.confirmed
+
+
+@pytest.mark.parametrize("level", ["0", "2", "z"])
+def test_task_id_with_a_tag(rust: RustBuilder, level: str) -> None:
+    path = rust(USES_TOKIO, f"-Copt-level={level}", libraries={"tokio": FAKE_OLD_TOKIO})
+    said, tag = _places_said_by(path)
+    assert said != tag
+    facts = analyse(path)
+    assert facts.task_id is not None, facts.task_id_reason
+    assert (facts.task_id.offset_from_fs, facts.task_id.tag_offset_from_fs) == (said, tag)
+    assert facts.task_id.confirmed
+    for function in ("enter", "drop", "set_current_task_id"):
+        assert f"::{function}" in facts.task_id.source
+
+
+@pytest.mark.parametrize("has_symbols", [True, False])
+@pytest.mark.parametrize("tokio", [FAKE_TOKIO, FAKE_OLD_TOKIO], ids=["new", "old"])
+def test_task_id_where_only_tasks_show_it(
+    rust: RustBuilder, tmp_path: Path, tokio: str, has_symbols: bool
+) -> None:
+    path = rust(RUNS_TASKS, "-O", libraries={"tokio": inlined(tokio)})
+    said, option = _places_said_by(path)
+    facts = analyse(path if has_symbols else strip(path, tmp_path / "stripped"))
+    assert facts.task_id is not None, facts.task_id_reason
+    assert facts.task_id.offset_from_fs == said
+    assert facts.task_id.tag_offset_from_fs == (option if option != said else None)
+    assert facts.task_id.confirmed
+    assert "raw::shutdown" in facts.task_id.source
+    assert "enter" not in facts.task_id.source
+
+
+@pytest.mark.parametrize(
+    ("tokio", "version", "why"),
+    [
+        (FAKE_TOKIO, "1.21.2", "tokio 1.21.2 keeps no id of the current task"),
+        (FAKE_TOKIO, "1.39.3", "beside the task id"),
+        (FAKE_OLD_TOKIO, "1.40.0", "beside the task id"),
+        (FAKE_OLD_TOKIO, "1.22.0", ""),
+    ],
+)
+def test_task_id_that_the_version_does_not_have(
+    rust: RustBuilder, tokio: str, version: str, why: str
+) -> None:
+    source = f'const PATH: &str = "x/registry/src/index/tokio-{version}/src/lib.rs";\n' + USES_TOKIO
+    source = source.replace("drop(guard)", "drop(guard); std::hint::black_box(PATH)")
+    facts = analyse(rust(source, "-O", libraries={"tokio": tokio}))
+    assert facts.crates["tokio"] == (version,)
+    assert why in facts.task_id_reason
+    assert (facts.task_id is None) == bool(why)
 
 
 def test_task_id_in_a_static_program_at_a_fixed_address(rust: RustBuilder) -> None:
     flags = ("-O", "-Crelocation-model=static", "-Ctarget-feature=+crt-static")
     path = rust(USES_TOKIO, *flags, libraries={"tokio": FAKE_TOKIO})
-    said = int(subprocess.run([str(path)], capture_output=True, text=True, check=True).stdout)
+    said, _ = _places_said_by(path)
     task_id = analyse(path).task_id
     assert task_id is not None
     assert task_id.offset_from_fs == said
 
 
-def test_functions_that_disagree_give_no_task_id(rust: RustBuilder) -> None:
-    lying = FAKE_TOKIO.replace(
+@pytest.mark.parametrize("tokio", [FAKE_TOKIO, FAKE_OLD_TOKIO], ids=["new", "old"])
+def test_functions_that_disagree_give_no_task_id(rust: RustBuilder, tokio: str) -> None:
+    lying = tokio.replace(
         "fn drop(&mut self) { context::set_current_task_id(self.parent_task_id); }",
         "fn drop(&mut self) { context::CONTEXT.with(|ctx| "
-        "ctx.before[2].set(self.parent_task_id.map_or(0, |id| id.get()))) }",
+        "ctx.before[2].set(self.parent_task_id.map_or(0, |id| id.into()))) }",
     )
-    assert lying != FAKE_TOKIO
+    assert lying != tokio
     facts = analyse(rust(USES_TOKIO, "-O", libraries={"tokio": lying}))
     assert facts.task_id is None
     assert "disagree" in facts.task_id_reason

@@ -16,7 +16,7 @@ from jsonschema import Draft202012Validator
 
 from spanweld.commands.inspect import JSON_SCHEMA, Verdict, inspect, make_report, to_json
 from spanweld.errors import ImageError
-from tests.unit.image.samples import PLAIN, RustBuilder, ServiceBuilder
+from tests.unit.image.samples import FAKE_OLD_TOKIO, PLAIN, USES_TOKIO, RustBuilder, ServiceBuilder
 
 
 def _verdict(path: Path) -> tuple[Verdict, str]:
@@ -93,7 +93,7 @@ def schema() -> dict[str, Any]:
     return document
 
 
-@pytest.mark.parametrize("name", ["users", "sockets", "minimal", "plain", "go", "c", "stripped"])
+@pytest.mark.parametrize("name", ["users", "sockets", "minimal", "plain", "old tokio", "go", "c", "stripped"])
 def test_the_schema_describes_all_there_is(
     schema: dict[str, Any],
     name: str,
@@ -102,6 +102,8 @@ def test_the_schema_describes_all_there_is(
 ) -> None:
     if name == "plain":
         path = rust(PLAIN, "-O")
+    elif name == "old tokio":
+        path = rust(USES_TOKIO, "-O", libraries={"tokio": FAKE_OLD_TOKIO})
     elif name in ("go", "c", "stripped"):
         path = request.getfixturevalue({"go": "go_program", "c": "c_program"}.get(name, name))
     else:
@@ -109,6 +111,8 @@ def test_the_schema_describes_all_there_is(
     document = json.loads(json.dumps(to_json(make_report(path))))
     Draft202012Validator(schema).validate(document)
     assert set(document) == set(schema["properties"])
+    task_id = document["tokio"]["task_id"]
+    assert (task_id is not None and task_id["tag_offset_from_fs"] is not None) == (name == "old tokio")
     layout = document["layout"]
     assert layout is None or set(layout) == set(schema["$defs"]["layout"]["properties"])
     for probe in document["probes"]:

@@ -139,22 +139,24 @@ static __always_inline __u64 thread_key(void)
 
 /*
  * The task key of the running thread: tokio's current task id, read from its thread-local
- * (tokio src/runtime/context.rs, CONTEXT.current_task_id), or the thread id where that is 0.
+ * (tokio src/runtime/context.rs, CONTEXT.current_task_id), or the thread id where that is 0 or, before tokio 1.40, tagged `None`.
  */
 static __always_inline __u64 current_task_key(const struct target *target)
 {
+	__u64 id = 0, tag = TOKIO_TAG_SOME, fsbase;
 	struct task_struct *task;
-	__u64 id = 0;
 
 	if (!target->tokio_task_id)
 		return thread_key();
 	task = (struct task_struct *)bpf_get_current_task();
-	if (bpf_probe_read_user(&id, sizeof(id),
-				(void *)(BPF_CORE_READ(task, thread.fsbase) + target->tokio_task_id))) {
+	fsbase = BPF_CORE_READ(task, thread.fsbase);
+	if (bpf_probe_read_user(&id, sizeof(id), (void *)(fsbase + target->tokio_task_id)) ||
+	    (target->tokio_task_tag &&
+	     bpf_probe_read_user(&tag, sizeof(tag), (void *)(fsbase + target->tokio_task_tag)))) {
 		count(COUNT_READ_FAULT);
 		return thread_key();
 	}
-	return id && !(id & TASK_KEY_THREAD) ? id : thread_key();
+	return tag == TOKIO_TAG_SOME && id && !(id & TASK_KEY_THREAD) ? id : thread_key();
 }
 
 static __always_inline struct span_bucket *task_bucket(__u32 pid, __u64 key)

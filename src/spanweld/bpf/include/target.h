@@ -63,6 +63,8 @@ struct sdk_layout {
 	__u32 pad_end;
 };
 
+#define TOKIO_TAG_SOME 1
+
 #define LAYOUT_ABSENT 0xffff
 #define LAYOUT_BY_ADDRESS 0xffffffff
 
@@ -72,6 +74,7 @@ struct sdk_layout {
  */
 struct target {
 	__u64 tokio_task_id; /* offset from the thread pointer, two's complement; 0: no tokio */
+	__u64 tokio_task_tag; /* likewise; the id counts only where the u64 there is TOKIO_TAG_SOME; 0: no tag */
 	__u64 sample_below; /* a root is sampled if (low half of its trace id >> 1) < this */
 	__u32 adoption; /* enum adoption */
 	__u32 adopt_mode;
