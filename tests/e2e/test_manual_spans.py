@@ -101,6 +101,14 @@ def test_adopt_server_is_flat(flat: Traced, path: str) -> None:
         assert_child(root, seen.server)
 
 
+def test_ids_by_a_generator_of_the_services_own(flat: Traced) -> None:
+    """Its trace ids give way as the SDK's random ones do; its span ids stay."""
+    seen = flat.see("/own-ids/{n}", "root", "child")
+    assert_child(seen.manual["root"], seen.server)
+    assert_child(seen.manual["child"], seen.manual["root"])
+    assert all(span.span_id.startswith("c0de") for span in seen.manual.values())
+
+
 def test_adopt_server_leaves_local_parents(flat: Traced) -> None:
     seen = flat.see("/nested/{n}", "root", "child", "grandchild")
     assert_child(seen.manual["root"], seen.server)

@@ -4,6 +4,7 @@
 //! name of its endpoint as `scenario`, so that a test can tell exactly what belongs to which request.
 
 mod background;
+mod ids;
 mod panics;
 mod sampling;
 mod spans;
@@ -105,6 +106,7 @@ fn router(telemetry: Arc<Telemetry>) -> Router {
         .route("/start-time/{n}", get(spans::start_time))
         .route("/unsampled/{n}", get(spans::unsampled))
         .route("/by-name/{n}", get(sampling::by_name))
+        .route("/own-ids/{n}", get(ids::own_ids))
         .route("/shutdown/{n}", get(spans::shutdown))
         .route("/ended-elsewhere/{n}", get(spans::ended_elsewhere))
         .route("/outlives/{n}", get(spans::outlives))

@@ -13,6 +13,7 @@ use opentelemetry_sdk::trace::{
     Sampler, SdkTracer, SdkTracerProvider, Span, SpanData, TracerProviderBuilder,
 };
 
+use crate::ids::Counting;
 use crate::panics::{PanickingProcessor, PanickingSampler};
 use crate::sampling::ByName;
 
@@ -28,6 +29,7 @@ pub struct Telemetry {
     /// Samples nothing.
     pub unsampled: SdkTracer,
     pub sampled_by_name: SdkTracer,
+    pub with_own_ids: SdkTracer,
     /// Of a provider that was shut down before the first request.
     pub shut_down: SdkTracer,
     pub panics_in_sampler: SdkTracer,
@@ -43,6 +45,9 @@ impl Telemetry {
             .with_sampler(Sampler::AlwaysOff)
             .build();
         let sampled_by_name = exporting(exporter)?.with_sampler(ByName).build();
+        let with_own_ids = exporting(exporter)?
+            .with_id_generator(Counting::default())
+            .build();
         let panics_in_sampler = exporting(exporter)?.with_sampler(PanickingSampler).build();
         // These panic after the exporting processor had its turn: their spans are exported.
         let panics_in_on_start = exporting(exporter)?
@@ -61,6 +66,7 @@ impl Telemetry {
             tracer: usual.tracer("lab"),
             unsampled: unsampled.tracer("lab"),
             sampled_by_name: sampled_by_name.tracer("lab"),
+            with_own_ids: with_own_ids.tracer("lab"),
             shut_down: shut_down_tracer,
             panics_in_sampler: panics_in_sampler.tracer("lab"),
             panics_in_on_start: panics_in_on_start.tracer("lab"),
@@ -69,6 +75,7 @@ impl Telemetry {
                 usual,
                 unsampled,
                 sampled_by_name,
+                with_own_ids,
                 panics_in_sampler,
                 panics_in_on_start,
                 panics_in_on_end,
