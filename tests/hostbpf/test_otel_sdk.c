@@ -608,6 +608,7 @@ TEST(old_sdk_root_whose_building_panics)
 	CHECK_IN_TRACE(root, server);
 	CHECK_EQUAL(root->parent_span_id, server.span_id);
 	CHECK_EQUAL(host_map_count("root_starts"), 0);
+	CHECK_EQUAL(host_count(COUNT_ROOTS_DROPPED), 0);
 	/* The next one is seen as ever. */
 	root = old_start_span(NULL);
 	end(root);

@@ -1057,6 +1057,8 @@ static __always_inline bool is_unseen_root(const struct target *target, __u32 pi
 
 	if (!start || !start->began || parent_span_id || target->builds_late || target->write_mode == WRITE_OFF)
 		return false;
+	if (start->counted)
+		uncount(COUNT_ROOTS_DROPPED);
 	bpf_map_delete_elem(&root_starts, &tid);
 	if (!find_active(pid, current_task_key(target), &found) ||
 	    context->trace_id_low != found.server.trace_id_low ||
