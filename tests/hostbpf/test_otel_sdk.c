@@ -594,9 +594,11 @@ TEST(old_sdk_root_whose_building_panics)
 {
 	struct sdk_context own = {.flags = 1}, none = {};
 	struct span_frame server;
+	struct target settings = sdk_target;
 	struct sdk_span *root;
 
-	start();
+	settings.context_argument = 0;
+	start_with(&settings);
 	in(GET);
 	server = server_of(17);
 	root = sdk_allocate(sizeof(*root));

@@ -27,7 +27,7 @@ ALLOWED: dict[str, set[str]] = {
     "exporters": {"settings"},
     "plan": {"image", "layouts", "probes"},
     "agent": {
-        *("settings", "join", "resource", "process", "layouts", "plan"),
+        *("settings", "join", "resource", "image", "process", "layouts", "plan"),
         *("bpf", "probes", "writers", "exporters"),
     },
     "commands": {

@@ -1055,15 +1055,16 @@ static __always_inline bool is_unseen_root(const struct target *target, __u32 pi
 	const struct root_start *start = bpf_map_lookup_elem(&root_starts, &tid);
 	struct active_spans found = {};
 
-	if (!start || !start->began || parent_span_id || target->builds_late || target->write_mode == WRITE_OFF)
+	if (!start || !start->began || parent_span_id || target->context_argument || target->builds_late ||
+	    target->write_mode == WRITE_OFF)
 		return false;
-	if (start->counted)
-		uncount(COUNT_ROOTS_DROPPED);
-	bpf_map_delete_elem(&root_starts, &tid);
 	if (!find_active(pid, current_task_key(target), &found) ||
 	    context->trace_id_low != found.server.trace_id_low ||
 	    context->trace_id_high != found.server.trace_id_high)
 		return false;
+	if (start->counted)
+		uncount(COUNT_ROOTS_DROPPED);
+	bpf_map_delete_elem(&root_starts, &tid);
 	span->trace_id_low = context->trace_id_low;
 	span->trace_id_high = context->trace_id_high;
 	span->parent = parent_for(target, &found);
