@@ -58,7 +58,7 @@ class Plan:
     """What will be attached to an image.
 
     ``layout`` is a sentence where there is none. ``why_no_adoption`` is empty if manual spans are adopted.
-    ``arguments`` are those of build_recording_span, None unless spans are seen there.
+    ``arguments`` are those of build_recording_span where spans are seen there and its code tells.
     ``seen_late``: what is known of a span before its end are its ids, either since ``tracing`` spans
     are built when they end, or since only what processors are given at its end can be seen. ``learns``: with
     no layout, it is learned in the process, and until then nothing is adopted.
@@ -154,13 +154,10 @@ def _ways(image: Image, release: Release, layout: SdkLayout | str) -> Iterator[_
             if probe.symbol and any(probe.fits(release, seen) for seen in Seen)
         },
     )
-    arguments: SpanArguments | None = None
     if release >= otel_sdk.BUILDS_APART:
         probes = _place(image, release, Seen.BUILT, functions)
         why_not = _first_reason(probes)
-        if not why_not:
-            arguments = _span_arguments(image, probes)
-            why_not = "" if arguments else "the code of build_recording_span does not tell how it is called"
+        arguments = None if why_not else _span_arguments(image, probes)
         yield _Way(Seen.BUILT, probes, layout, arguments, why_not, _contradiction(arguments, layout))
     probes = _place(image, release, Seen.RETURNED, functions)
     yield _Way(Seen.RETURNED, probes, layout, None, _first_reason(probes))
@@ -171,7 +168,7 @@ def _ways(image: Image, release: Release, layout: SdkLayout | str) -> Iterator[_
 
 
 def _span_arguments(image: Image, probes: Iterable[ProbePlan]) -> SpanArguments | None:
-    """How build_recording_span is called, by its code."""
+    """How build_recording_span is called, by its code; where that does not tell, the first root will."""
     functions = [
         point.function
         for plan in probes

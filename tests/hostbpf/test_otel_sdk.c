@@ -393,6 +393,27 @@ TEST(first_root_verifies_the_layout_and_is_adopted)
 	CHECK_EQUAL(events_of_kind(EVENT_ADOPTION), 1);
 }
 
+TEST(arguments_are_found_at_the_first_root)
+{
+	struct target settings = sdk_target;
+	struct span_frame server;
+	struct sdk_span *root;
+
+	settings.adoption = ADOPTION_UNVERIFIED;
+	settings.context_argument = settings.parent_argument = 0;
+	start_with(&settings);
+	in(GET);
+	server = server_of(17);
+	start_span(&(struct sdk_context){.trace_id_low = 5, .trace_id_high = 6, .span_id = 7, .flags = 1});
+	CHECK_EQUAL(target->context_argument, 0);
+	root = start_span(NULL);
+	CHECK_EQUAL(target->context_argument, 3);
+	CHECK_EQUAL(target->parent_argument, 2);
+	CHECK_EQUAL(target->parent_is_id, 0);
+	CHECK_EQUAL(target->adoption, ADOPTION_VERIFIED);
+	CHECK_IN_TRACE(root, server);
+}
+
 TEST(old_sdk_roots_and_children)
 {
 	struct target settings = sdk_target;
@@ -587,34 +608,6 @@ TEST(old_sdk_span_within_a_span)
 	end(outer);
 	CHECK_EQUAL(inner->parent_span_id, server_of(17).span_id);
 	CHECK_IN_TRACE(outer, server_of(17));
-}
-
-/* on_start panics: build_with_context never returns, and the Span is dropped while the stack unwinds. */
-TEST(old_sdk_root_whose_building_panics)
-{
-	struct sdk_context own = {.flags = 1}, none = {};
-	struct span_frame server;
-	struct target settings = sdk_target;
-	struct sdk_span *root;
-
-	settings.context_argument = 0;
-	start_with(&settings);
-	in(GET);
-	server = server_of(17);
-	root = sdk_allocate(sizeof(*root));
-	probe(PROBE_BUILD_WITH_CONTEXT, (struct host_registers){.di = (__u64)root}, NULL);
-	own.span_id = new_span_id();
-	new_trace_id(&own);
-	fill_span(root, &none, &own);
-	end(root);
-	CHECK_IN_TRACE(root, server);
-	CHECK_EQUAL(root->parent_span_id, server.span_id);
-	CHECK_EQUAL(host_map_count("root_starts"), 0);
-	CHECK_EQUAL(host_count(COUNT_ROOTS_DROPPED), 0);
-	/* The next one is seen as ever. */
-	root = old_start_span(NULL);
-	end(root);
-	CHECK_EQUAL(root->parent_span_id, server.span_id);
 }
 
 TEST(old_sdk_parent_is_not_where_the_layout_says)

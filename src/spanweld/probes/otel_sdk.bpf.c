@@ -673,6 +673,49 @@ static __always_inline __u64 argument(const struct pt_regs *ctx, __u32 number)
 	return number == 5 ? READ_REGISTER(ctx, r9) : 0;
 }
 
+/* Whether an argument is the address of the context with the ids that were generated for this root. */
+static __always_inline bool is_new_context(const struct target *target, __u32 pid, const struct pt_regs *ctx,
+					   __u32 number)
+{
+	__u64 address = argument(ctx, number) + target->layout.context_trace_id;
+	__u64 span_id_address = argument(ctx, number) + target->layout.context_span_id;
+	__u32 tid = bpf_get_current_pid_tgid();
+	const struct root_start *start;
+	const struct trace_id *late;
+	struct trace_id trace_id;
+	__u64 span_id;
+
+	if (bpf_probe_read_user(&trace_id, sizeof(trace_id), (void *)address) ||
+	    !read_u64(&span_id, span_id_address))
+		return false;
+	if (target->builds_late) {
+		late = find_late_id(pid, span_id);
+		return late && late->low == trace_id.low && late->high == trace_id.high;
+	}
+	start = bpf_map_lookup_elem(&root_starts, &tid);
+	return start && start->trace_noted && start->span_noted && start->span_id == span_id &&
+	       start->trace_id_low == trace_id.low && start->trace_id_high == trace_id.high;
+}
+
+/*
+ * Where the code did not tell in which arguments the contexts are, the first root does: as they are
+ * declared, or one further on, where the compiler passes the tracer in two. A parent's context that is
+ * passed by its id is 0 of a root.
+ */
+#define CONTEXT_AS_DECLARED 3
+
+static __always_inline bool find_arguments(struct target *target, __u32 pid, const struct pt_regs *ctx)
+{
+	__u32 number = CONTEXT_AS_DECLARED;
+
+	if (!is_new_context(target, pid, ctx, number) && !is_new_context(target, pid, ctx, ++number))
+		return false;
+	target->parent_is_id = !argument(ctx, number - 1);
+	target->parent_argument = number - 1;
+	target->context_argument = number;
+	return true;
+}
+
 /* psc: the parent's span context, or its span id; sc: the new span's own context. */
 SEC("uprobe")
 int otel_build_recording_span(struct pt_regs *ctx)
@@ -684,6 +727,8 @@ int otel_build_recording_span(struct pt_regs *ctx)
 	__u64 psc, sc;
 
 	if (!may_adopt(target))
+		return 0;
+	if (!target->context_argument && !find_arguments(target, pid, ctx))
 		return 0;
 	psc = argument(ctx, target->parent_argument);
 	sc = argument(ctx, target->context_argument);
@@ -1043,35 +1088,6 @@ static __always_inline void say_ended(struct manual_span_event *event, __u32 pid
 	emit(event, offsetof(struct manual_span_event, name) + length);
 }
 
-/*
- * Where spans are seen when build_with_context returns, one is not seen if a processor's on_start panics. Its
- * root is adopted now that it ends, on the same thread, since its trace id is the request's already.
- */
-static __always_inline bool is_unseen_root(const struct target *target, __u32 pid,
-					   const struct span_context *context, __u64 parent_span_id,
-					   struct manual_span *span)
-{
-	__u32 tid = bpf_get_current_pid_tgid();
-	const struct root_start *start = bpf_map_lookup_elem(&root_starts, &tid);
-	struct active_spans found = {};
-
-	if (!start || !start->began || parent_span_id || target->context_argument || target->builds_late ||
-	    target->write_mode == WRITE_OFF)
-		return false;
-	if (!find_active(pid, current_task_key(target), &found) ||
-	    context->trace_id_low != found.server.trace_id_low ||
-	    context->trace_id_high != found.server.trace_id_high)
-		return false;
-	if (start->counted)
-		uncount(COUNT_ROOTS_DROPPED);
-	bpf_map_delete_elem(&root_starts, &tid);
-	span->trace_id_low = context->trace_id_low;
-	span->trace_id_high = context->trace_id_high;
-	span->parent = parent_for(target, &found);
-	span->adopted = 1;
-	return true;
-}
-
 /* rdi = the Span, still whole. */
 SEC("uprobe")
 int otel_ensure_ended_and_exported(struct pt_regs *ctx)
@@ -1079,7 +1095,7 @@ int otel_ensure_ended_and_exported(struct pt_regs *ctx)
 	struct manual_span_event event = {};
 	struct manual_span_key span_key = {};
 	struct span_context context = {};
-	struct manual_span *known, unseen = {};
+	struct manual_span *known;
 	__u64 span = ctx->di;
 	__u32 pid;
 	struct target *target = current_target(&pid);
@@ -1117,8 +1133,6 @@ int otel_ensure_ended_and_exported(struct pt_regs *ctx)
 	}
 	prove_parent(target, pid, event.parent_span_id, context.span_id);
 	count(COUNT_MANUAL_SPANS);
-	if (!known && is_unseen_root(target, pid, &context, event.parent_span_id, &unseen))
-		known = &unseen;
 	if (known) {
 		if (known->adopted) {
 			event.relation = finish_adoption(target, pid, ctx, span, &context, known, &event);

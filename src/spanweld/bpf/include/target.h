@@ -69,7 +69,7 @@ struct sdk_layout {
 #define LAYOUT_BY_ADDRESS 0xffffffff
 
 /*
- * targets: value. `adoption`, `parent_proven`, `ends_seen`, `strangers` and `samples` are changed by programs, all
+ * targets: value. `adoption`, the arguments, `parent_proven`, `ends_seen`, `strangers` and `samples` are changed by programs, all
  * else is constant while attached.
  */
 struct target {
@@ -84,7 +84,10 @@ struct target {
 	__u32 wants_manual_spans; /* an exporter shows them */
 	/* Spans get their ids when they start, and are built when they end (tracing-opentelemetry before 0.32). */
 	__u32 builds_late;
-	/* In which arguments build_recording_span gets the new span's context and the parent's (1: rsi … 5: r9). */
+	/*
+	 * In which arguments build_recording_span gets the new span's context and the parent's (1: rsi … 5: r9).
+	 * 0: its code does not tell; found at the first root.
+	 */
 	__u32 context_argument;
 	__u32 parent_argument;
 	__u32 parent_is_id; /* the parent's span id itself is passed, not the address of its context */
