@@ -59,8 +59,11 @@ def test_the_plan_is_the_same(service: ServiceBuilder, tmp_path: Path) -> None:
     plan, bare = make_plan(path), make_plan(strip(path, tmp_path / "stripped"))
     assert not plan.why_no_adoption
     assert not bare.why_no_adoption
+    # An id generator of the service's own is found by its name alone.
+    own = [point for point in plan.points if "lab::ids::" in point.function.name]
+    assert own
     assert [(point.probe, point.offset) for point in bare.points] == [
-        (point.probe, point.offset) for point in plan.points
+        (point.probe, point.offset) for point in plan.points if point not in own
     ]
     assert bare.layout == plan.layout
     assert plan.facts.task_id is not None
