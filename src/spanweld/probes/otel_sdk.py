@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from spanweld.bpf.clock import Clock
 from spanweld.bpf.events import (
@@ -134,65 +135,54 @@ def builds_late(crates: Mapping[str, tuple[str, ...]]) -> bool:
     )
 
 
-def _generator(function: str, *, program: str, place: Place, early: bool = False) -> tuple[Probe, ...]:
-    """A probe of every id generator in the image, the SDK's or the service's own."""
+_Path = tuple[str, Release | None, Release | None]
+"""A function's path, since which release it has it, and before which."""
+
+
+def _probes(
+    program: str, place: Place, paths: Iterable[_Path], *, seen: tuple[Seen, ...] = (), early: bool = False
+) -> tuple[Probe, ...]:
+    """One program's probes, of a function whose path changed from release to release."""
     return tuple(
-        Probe(
-            program,
-            place,
-            f"<* as {trait}>::{function}",
-            since=since,
-            before=before,
-            returned_early=early,
-            until_verified=place is Place.RETURNS,
-        )
-        for trait, since, before in (
-            ("opentelemetry::trace::IdGenerator", None, _OWN_CRATE),
-            ("opentelemetry_sdk::trace::id_generator::IdGenerator", _OWN_CRATE, None),
-        )
+        Probe(program, place, symbol, since=since, before=before, seen=seen, returned_early=early)
+        for symbol, since, before in paths
     )
 
 
-def _build_with_context(program: str, place: Place) -> tuple[Probe, ...]:
-    return tuple(
-        Probe(
-            program,
-            place,
-            f"<{tracer} as {api}::trace::tracer::Tracer>::build_with_context",
-            since=since,
-            before=before,
-            seen=(Seen.RETURNED,),
-        )
-        for tracer, api, since, before in (
-            ("opentelemetry::sdk::trace::tracer::Tracer", "opentelemetry", None, _OWN_CRATE),
-            ("opentelemetry_sdk::trace::tracer::Tracer", "opentelemetry_api", _OWN_CRATE, _API_CRATE),
-            ("opentelemetry_sdk::trace::tracer::Tracer", "opentelemetry", _API_CRATE, _SDK_TRACER),
-            ("opentelemetry_sdk::trace::tracer::SdkTracer", "opentelemetry", _SDK_TRACER, None),
-        )
+def _generator(function: str) -> tuple[_Path, ...]:
+    """A method of every id generator in the image, the SDK's or the service's own."""
+    return (
+        (f"<* as opentelemetry::trace::IdGenerator>::{function}", None, _OWN_CRATE),
+        (f"<* as opentelemetry_sdk::trace::id_generator::IdGenerator>::{function}", _OWN_CRATE, None),
     )
 
 
-def _processors() -> tuple[Probe, ...]:
-    return tuple(
-        Probe(
-            "otel_on_end",
-            Place.ENTRY,
-            f"<* as {sdk}::trace::span_processor::SpanProcessor>::on_end",
-            since=since,
-            before=before,
-            seen=(Seen.EXPORTED,),
-        )
-        for sdk, since, before in (
-            ("opentelemetry::sdk", None, _OWN_CRATE),
-            ("opentelemetry_sdk", _OWN_CRATE, None),
-        )
+def _noted(program: str, function: str) -> tuple[Probe, ...]:
+    """What a generator returns, until that is where the layout says."""
+    probes = _probes(program, Place.RETURNS, _generator(function))
+    return tuple(replace(probe, until_verified=True) for probe in probes)
+
+
+_BUILD_WITH_CONTEXT: tuple[_Path, ...] = tuple(
+    (f"<{tracer} as {api}::trace::tracer::Tracer>::build_with_context", since, before)
+    for tracer, api, since, before in (
+        ("opentelemetry::sdk::trace::tracer::Tracer", "opentelemetry", None, _OWN_CRATE),
+        ("opentelemetry_sdk::trace::tracer::Tracer", "opentelemetry_api", _OWN_CRATE, _API_CRATE),
+        ("opentelemetry_sdk::trace::tracer::Tracer", "opentelemetry", _API_CRATE, _SDK_TRACER),
+        ("opentelemetry_sdk::trace::tracer::SdkTracer", "opentelemetry", _SDK_TRACER, None),
     )
-
-
-_IDS = (
-    *_generator("new_trace_id", program="otel_new_trace_id", place=Place.ENTRY, early=True),
-    *_generator("new_trace_id", program="otel_new_trace_id_returns", place=Place.RETURNS),
-    *_generator("new_span_id", program="otel_new_span_id_returns", place=Place.RETURNS),
+)
+_BUILD_RECORDING_SPAN: tuple[_Path, ...] = (
+    ("opentelemetry_sdk::trace::tracer::Tracer::build_recording_span", BUILDS_APART, _SDK_TRACER),
+    ("opentelemetry_sdk::trace::tracer::SdkTracer::build_recording_span", _SDK_TRACER, None),
+)
+_ENSURE_ENDED: tuple[_Path, ...] = (
+    ("opentelemetry::sdk::trace::span::Span::ensure_ended_and_exported", None, _OWN_CRATE),
+    ("opentelemetry_sdk::trace::span::Span::ensure_ended_and_exported", _OWN_CRATE, None),
+)
+_ON_END: tuple[_Path, ...] = (
+    ("<* as opentelemetry::sdk::trace::span_processor::SpanProcessor>::on_end", None, _OWN_CRATE),
+    ("<* as opentelemetry_sdk::trace::span_processor::SpanProcessor>::on_end", _OWN_CRATE, None),
 )
 _STOP_GUARDS = (
     Probe("otel_epoll_wait_interrupted", Place.TRACEPOINT, for_stop_writer=True),
@@ -203,38 +193,18 @@ _STOP_GUARDS = (
 INSTRUMENTATION = Instrumentation(
     name="otel_sdk",
     probes=(
-        *_IDS,
-        *_build_with_context("otel_build_with_context", Place.ENTRY),
-        *_build_with_context("otel_build_with_context_returns", Place.RETURNS),
-        *(
-            Probe(
-                "otel_build_recording_span",
-                Place.ENTRY,
-                f"opentelemetry_sdk::trace::tracer::{tracer}::build_recording_span",
-                since=since,
-                before=before,
-                seen=(Seen.BUILT,),
-            )
-            for tracer, since, before in (
-                ("Tracer", BUILDS_APART, _SDK_TRACER),
-                ("SdkTracer", _SDK_TRACER, None),
-            )
+        *_probes("otel_new_trace_id", Place.ENTRY, _generator("new_trace_id"), early=True),
+        *_noted("otel_new_trace_id_returns", "new_trace_id"),
+        *_noted("otel_new_span_id_returns", "new_span_id"),
+        *_probes("otel_build_with_context", Place.ENTRY, _BUILD_WITH_CONTEXT, seen=(Seen.RETURNED,)),
+        *_probes(
+            "otel_build_with_context_returns", Place.RETURNS, _BUILD_WITH_CONTEXT, seen=(Seen.RETURNED,)
         ),
-        *(
-            Probe(
-                "otel_ensure_ended_and_exported",
-                Place.ENTRY,
-                f"{sdk}::trace::span::Span::ensure_ended_and_exported",
-                since=since,
-                before=before,
-                seen=(Seen.BUILT, Seen.RETURNED),
-            )
-            for sdk, since, before in (
-                ("opentelemetry::sdk", None, _OWN_CRATE),
-                ("opentelemetry_sdk", _OWN_CRATE, None),
-            )
+        *_probes("otel_build_recording_span", Place.ENTRY, _BUILD_RECORDING_SPAN, seen=(Seen.BUILT,)),
+        *_probes(
+            "otel_ensure_ended_and_exported", Place.ENTRY, _ENSURE_ENDED, seen=(Seen.BUILT, Seen.RETURNED)
         ),
-        *_processors(),
+        *_probes("otel_on_end", Place.ENTRY, _ON_END, seen=(Seen.EXPORTED,)),
         *_STOP_GUARDS,
     ),
     decoders={
