@@ -414,6 +414,29 @@ TEST(arguments_are_found_at_the_first_root)
 	CHECK_IN_TRACE(root, server);
 }
 
+TEST(arguments_that_are_not_found)
+{
+	const struct adoption_event *adoption;
+	struct target settings = sdk_target;
+	struct sdk_span *root;
+
+	settings.adoption = ADOPTION_UNVERIFIED;
+	settings.context_argument = settings.parent_argument = 0;
+	settings.layout.context_span_id = offsetof(struct sdk_context, trace_id_low);
+	start_with(&settings);
+	in(GET);
+	for (int roots = 0; roots < 1000; roots++) {
+		root = start_span(NULL);
+		CHECK_EQUAL(target->adoption, ADOPTION_UNVERIFIED);
+	}
+	root = start_span(NULL);
+	adoption = event_of_kind(EVENT_ADOPTION, 0);
+	CHECK(adoption && adoption->what == CHECK_ARGUMENTS && adoption->adoption == ADOPTION_MISMATCH);
+	end(root);
+	CHECK_EQUAL(root->parent_span_id, 0);
+	CHECK_EQUAL(stops, 0);
+}
+
 TEST(old_sdk_roots_and_children)
 {
 	struct target settings = sdk_target;
@@ -1712,12 +1735,40 @@ TEST(context_is_not_where_the_layout_says)
 	in(GET);
 	end(other);
 	CHECK_EQUAL(target->adoption, ADOPTION_VERIFIED);
-	root = start_span(NULL);
-	end(root);
+	for (int spans = 1; spans <= 4; spans++) {
+		CHECK_EQUAL(events_of_kind(EVENT_ADOPTION), 0);
+		root = start_span(NULL);
+		end(root);
+		end(root); /* the same one says nothing new */
+		CHECK_EQUAL(root->parent_span_id, 0);
+	}
 	adoption = event_of_kind(EVENT_ADOPTION, 0);
 	CHECK(adoption && adoption->what == CHECK_CONTEXT && adoption->adoption == ADOPTION_MISMATCH);
-	CHECK_EQUAL(root->parent_span_id, 0);
-	CHECK_EQUAL(stops, 1);
+}
+
+/* A span from before the agent's time ends, and a known one lies beside it: by chance, again and again. */
+TEST(known_context_beside_a_span_that_is_not_known)
+{
+	struct sdk_span *root, *beside;
+	__u32 found = 0;
+
+	start();
+	beside = sdk_allocate(3 * sizeof(*beside));
+	in(GET);
+	for (int spans = 0; spans < 8; spans++) {
+		root = start_span(NULL);
+		memset(beside, 0, 3 * sizeof(*beside));
+		beside[0] = *root;
+		beside[0].context.span_id += 1;
+		beside[1 + spans % 2].context = root->context;
+		end(&beside[0]);
+		CHECK(target->astray_distance != found);
+		found = target->astray_distance;
+		CHECK_EQUAL(target->adoption, ADOPTION_VERIFIED);
+	}
+	end(root);
+	CHECK(root->parent_span_id);
+	CHECK_EQUAL(target->adoption, ADOPTION_VERIFIED);
 }
 
 /* A known span that seems to have ended before it did. */

@@ -301,7 +301,7 @@ SPAN_SAMPLE_EVENT = Struct("<IIQQQQIBBBB448s")
 
 
 class Target(NamedTuple):
-    """struct target, 176 bytes"""
+    """struct target, 184 bytes"""
 
     tokio_task_id: int
     tokio_task_tag: int
@@ -320,6 +320,8 @@ class Target(NamedTuple):
     ends_seen: int
     strangers: int
     samples: int
+    astray_distance: int
+    ends_astray: int
     pad: int
     layout_context_trace_id: int
     layout_context_span_id: int
@@ -353,7 +355,7 @@ class Target(NamedTuple):
     layout_pad_end: int
 
 
-TARGET = Struct("<QQQIIIIIIIIIIHHIIIHHHHHHHHHHHHHHHHHHHHHHIQQQQQII")
+TARGET = Struct("<QQQIIIIIIIIIIHHIIIIIHHHHHHHHHHHHHHHHHHHHHHIQQQQQII")
 
 
 class ConnectionKey(NamedTuple):

@@ -75,7 +75,8 @@ struct manual_span {
 	__u8 remote; /* its remote parent was the server span's own */
 	__u8 ended; /* on_end was called for it, and may be again for another processor */
 	__u8 built; /* it was seen when it was built, recording */
-	__u8 pad[4];
+	__u8 astray; /* it was found beside the place where the layout says that a span which ends has its context */
+	__u8 pad[3];
 };
 
 /* LRU: a span that never ends is forgotten in the end. Written and deleted here. */
@@ -427,11 +428,14 @@ static __always_inline const struct trace_id *find_late_id(__u32 pid, __u64 span
 	return bpf_map_lookup_elem(&late_ids, &key);
 }
 
+static __always_inline const struct trace_id *if_root(const struct trace_id *trace_id)
+{
+	return trace_id && (trace_id->low || trace_id->high) ? trace_id : NULL;
+}
+
 static __always_inline const struct trace_id *find_late_root(__u32 pid, __u64 span_id)
 {
-	const struct trace_id *trace_id = find_late_id(pid, span_id);
-
-	return trace_id && (trace_id->low || trace_id->high) ? trace_id : NULL;
+	return if_root(find_late_id(pid, span_id));
 }
 
 /*
@@ -461,7 +465,7 @@ static __always_inline bool is_one_too_many(struct target *target)
 static __always_inline void verify_late(struct target *target, __u32 pid, const struct built_span *built)
 {
 	const struct trace_id *own = find_late_id(pid, built->context.span_id);
-	const struct trace_id *root = find_late_root(pid, built->context.span_id);
+	const struct trace_id *root = if_root(own);
 
 	if (!root && built->parent_span_id)
 		root = find_late_root(pid, built->parent_span_id);
@@ -706,10 +710,17 @@ static __always_inline bool is_new_context(const struct target *target, __u32 pi
 
 static __always_inline bool find_arguments(struct target *target, __u32 pid, const struct pt_regs *ctx)
 {
-	__u32 number = CONTEXT_AS_DECLARED;
+	__u32 tid = bpf_get_current_pid_tgid(), number = CONTEXT_AS_DECLARED;
+	const struct root_start *start;
 
-	if (!is_new_context(target, pid, ctx, number) && !is_new_context(target, pid, ctx, ++number))
+	if (!is_new_context(target, pid, ctx, number) && !is_new_context(target, pid, ctx, ++number)) {
+		/* A child on a thread whose last root was dropped looks the same, but not for long. */
+		start = bpf_map_lookup_elem(&root_starts, &tid);
+		if (start && start->trace_noted && start->span_noted && is_one_too_many(target))
+			change_adoption(target, pid, ADOPTION_UNVERIFIED, ADOPTION_MISMATCH, CHECK_ARGUMENTS,
+					start->span_id, 0);
 		return false;
+	}
 	target->parent_is_id = !argument(ctx, number - 1);
 	target->parent_argument = number - 1;
 	target->context_argument = number;
@@ -906,27 +917,52 @@ static __always_inline void prove_parent(struct target *target, __u32 pid, __u64
 /* More than any Span has. */
 #define SPAN_WORDS_MAX 64
 
-/* Whether a span that is known lies at `address`, its context not where the layout says. */
-GLOBAL int has_known_context(const struct target *target, __u32 pid, __u64 address)
+/*
+ * Returns 1 + how many words beyond `address` the layout would find the context of an open span that is
+ * known, and was not found so before; 0 if there is none.
+ */
+GLOBAL int find_astray_context(const struct target *target, __u32 pid, __u64 address)
 {
 	struct span_context context = {};
 	struct manual_span *known;
 
 	if (!target)
-		return false;
+		return 0;
 	for (__u32 word = 0; word < SPAN_WORDS_MAX; word++) {
 		__u64 place = address + word * 8;
 
 		if (bpf_probe_read_user(&context.trace_id_low, 16,
 					(void *)(place + target->layout.context_trace_id)) ||
 		    !read_u64(&context.span_id, place + target->layout.context_span_id))
-			return false;
+			return 0;
 		known = find_manual_span(pid, context.span_id);
-		if (known && known->trace_id_low == context.trace_id_low &&
-		    known->trace_id_high == context.trace_id_high)
-			return true;
+		if (known && !known->astray && known->trace_id_low == context.trace_id_low &&
+		    known->trace_id_high == context.trace_id_high) {
+			known->astray = 1;
+			return word + 1;
+		}
 	}
-	return false;
+	return 0;
+}
+
+/*
+ * Whether it is certain that spans have their context elsewhere than the layout says: of several that end
+ * in a row, each another known one lies at one and the same distance from that place. Once says nothing: a
+ * span that started before we came has neighbours, and its stack what others left there.
+ */
+#define ASTRAY_CERTAIN 4
+
+static __always_inline bool ends_astray(struct target *target, __u32 pid, __u64 address)
+{
+	__u16 distance = find_astray_context(target, pid, address);
+
+	if (!distance)
+		return false;
+	if (target->astray_distance != distance) {
+		target->astray_distance = distance;
+		target->ends_astray = 0;
+	}
+	return __sync_fetch_and_add(&target->ends_astray, 1) >= ASTRAY_CERTAIN - 1;
 }
 
 /*
@@ -1121,7 +1157,7 @@ int otel_ensure_ended_and_exported(struct pt_regs *ctx)
 		end_span(pid, known->task_key, context.span_id);
 	} else if (!target->layout.span_data_size) {
 		return 0; /* of another trace, or ended before: that cannot be told */
-	} else if (!target->ends_seen && has_known_context(target, pid, span)) {
+	} else if (!target->ends_seen && ends_astray(target, pid, span)) {
 		change_adoption(target, pid, ADOPTION_VERIFIED, ADOPTION_MISMATCH, CHECK_CONTEXT, 0,
 				context.span_id);
 		return 0;

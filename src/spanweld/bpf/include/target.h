@@ -69,8 +69,8 @@ struct sdk_layout {
 #define LAYOUT_BY_ADDRESS 0xffffffff
 
 /*
- * targets: value. `adoption`, the arguments, `parent_proven`, `ends_seen`, `strangers` and `samples` are changed by programs, all
- * else is constant while attached.
+ * targets: value. `adoption`, the arguments, `parent_proven`, and the counts from `ends_seen` to `ends_astray` are
+ * changed by programs, all else is constant while attached.
  */
 struct target {
 	__u64 tokio_task_id; /* offset from the thread pointer, two's complement; 0: no tokio */
@@ -95,6 +95,9 @@ struct target {
 	__u16 ends_seen; /* a known span was found at its end: span_context and span_data are right */
 	__u32 strangers; /* spans that were to prove the layout, and did not; counted by otel_sdk */
 	__u32 samples; /* spans that were built while the layout is learned; counted by otel_sdk */
+	/* Of spans that ended in a row unknown, while a known one lay beside: how many, and how far. */
+	__u32 astray_distance;
+	__u32 ends_astray;
 	__u32 pad;
 	struct sdk_layout layout;
 };
