@@ -222,6 +222,7 @@ static __u32 play(const uint8_t *input, size_t size, bool one_by_one)
 
 	CHECK_EQUAL(host_map_count("connections"), 0);
 	CHECK_EQUAL(host_map_count("queued_requests"), 0);
+	CHECK_EQUAL(host_carried_count(PID), 0);
 	CHECK_EQUAL(host_live_slots(PID), 0);
 	CHECK_EQUAL(host_count(COUNT_SLOT_BUSY), 0);
 	CHECK_EQUAL(host_count(COUNT_CONNECTION_BUSY), 0);

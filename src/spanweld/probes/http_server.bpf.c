@@ -9,6 +9,7 @@
  */
 #include "maps.bpf.h"
 #include "http_server.h"
+#include "propagation.h"
 
 #define AF_UNIX 1
 #define AF_INET 2
@@ -53,6 +54,7 @@ struct direction {
 	__u8 upgrade;
 	__u16 status;
 	__u16 pad;
+	struct remote_headers remote;
 	char line[LINE_MAX + LINE_STEP];
 };
 
@@ -288,6 +290,13 @@ GLOBAL int parse_traceparent(struct direction *d, struct server_span_event *requ
 	return 0;
 }
 
+static __always_inline __u64 random64(void)
+{
+	return (__u64)bpf_get_prandom_u32() << 32 | bpf_get_prandom_u32();
+}
+
+#include "propagation.bpf.h"
+
 /* 0: well-formed, 1: an empty line before the request line, < 0: minus an opaque_reason. */
 GLOBAL int parse_request_line(struct direction *d, struct server_span_event *request)
 {
@@ -454,9 +463,13 @@ GLOBAL int parse_request_header(struct direction *d, struct server_span_event *r
 			request->user_agent_length = length;
 		return 0;
 	}
-	if (w0 == TEXT8('t', 'r', 'a', 'c', 'e', 'p', 'a', 'r') &&
-	    (w1 & FIRST_BYTES(4)) == TEXT8('e', 'n', 't', ':', 0, 0, 0, 0))
-		parse_traceparent(d, request);
+	switch (w0 & 0xff) {
+	case 't':
+	case 'b':
+	case 'x':
+	case 'u':
+		parse_propagation_header(d, request);
+	}
 	return 0;
 }
 
@@ -535,6 +548,8 @@ static __always_inline void next_message(struct direction *d)
 	d->upgrade = 0;
 	d->status = 0;
 	d->started = 0;
+	d->remote.seen = 0;
+	d->remote.b3_sampling = d->remote.b3_multi_sampling = d->remote.jaeger_sampling = SAMPLING_UNKNOWN;
 }
 
 static __always_inline bool path_is_excluded(const struct server_span_event *request)
@@ -557,11 +572,6 @@ static __always_inline bool path_is_excluded(const struct server_span_event *req
 	return false;
 }
 
-static __always_inline __u64 random64(void)
-{
-	return (__u64)bpf_get_prandom_u32() << 32 | bpf_get_prandom_u32();
-}
-
 /* requests[active] begins to be handled by the running task: its span gets its ids here. */
 GLOBAL int activate(struct connection *c, struct target *target, __u64 key)
 {
@@ -575,20 +585,19 @@ GLOBAL int activate(struct connection *c, struct target *target, __u64 key)
 	request->excluded = path_is_excluded(request);
 	if (request->excluded) {
 		count(COUNT_EXCLUDED);
+		drop_carried(c->pid, request);
 		return 0;
 	}
-	if (request->parent_span_id && target->parent_based) {
-		/* flags: what the parent decided */
-	} else {
-		if (!request->parent_span_id) {
-			request->trace_id_high = random64();
-			request->trace_id_low = random64() | 1; /* never 0 */
-		}
-		request->flags = (request->trace_id_low >> 1) < target->sample_below ? TRACE_FLAG_SAMPLED : 0;
+	if (!request->parent_span_id) {
+		request->trace_id_high = random64();
+		request->trace_id_low = random64() | 1; /* never 0 */
 	}
+	if (!(request->remote & REMOTE_DECIDED) || !target->parent_based)
+		request->flags = (request->trace_id_low >> 1) < target->sample_below ? TRACE_FLAG_SAMPLED : 0;
 	if (!(request->flags & TRACE_FLAG_SAMPLED))
 		count(COUNT_UNSAMPLED);
-	request->span_id = random64() | 1ULL << 63;
+	if (!request->span_id)
+		request->span_id = random64() | 1ULL << 63;
 	request->task_key = key;
 	request->addresses = c->addresses;
 	frame.trace_id_low = request->trace_id_low;
@@ -598,6 +607,8 @@ GLOBAL int activate(struct connection *c, struct target *target, __u64 key)
 	frame.flags = request->flags;
 	frame.kind = FRAME_SERVER;
 	push_span(c->pid, key, &frame);
+	if (request->remote & REMOTE_CARRIED && request->flags & TRACE_FLAG_SAMPLED)
+		tell_carried(request);
 	return 0;
 }
 
@@ -614,6 +625,7 @@ GLOBAL int finish(struct connection *c, __u32 status, __u32 ended_by)
 	if (request->excluded)
 		return 0;
 	end_span(c->pid, request->task_key, request->span_id);
+	drop_carried(c->pid, request);
 	if (!(request->flags & TRACE_FLAG_SAMPLED))
 		return 0;
 	request->head.kind = EVENT_SERVER_SPAN;
@@ -696,6 +708,7 @@ static __always_inline void request_head_done(struct scan *s)
 		make_opaque(c, false, OPAQUE_FRAMING);
 		return;
 	}
+	settle_remote(d, request);
 	if (!c->requests_open) {
 		c->active ^= 1;
 		activate(c, s->target, current_task_key(s->target));
@@ -840,8 +853,11 @@ static __always_inline void line_done(struct scan *s, struct direction *d)
 static long drop_queued(__u32 index, void *context)
 {
 	struct queue_key *key = context;
+	struct server_span_event *request = bpf_map_lookup_elem(&queued_requests, key);
 
 	(void)index;
+	if (request)
+		drop_carried(key->connection.pid, request);
 	bpf_map_delete_elem(&queued_requests, key);
 	key->number++;
 	return 0;
@@ -856,6 +872,8 @@ GLOBAL int end_connection(struct connection *c, struct connection_key *key)
 		return 0;
 	/* A response that lasts until the close is complete now. */
 	finish(c, c->out.status, c->out.state == BODY_UNTIL_CLOSE ? END_RESPONSE : END_CLOSED);
+	/* Of a request whose head was never complete. */
+	drop_carried(c->pid, &c->requests[(c->active ^ 1) & 1]);
 	queued.connection = *key;
 	if (c->queue_head != c->queue_tail) {
 		queued.number = c->queue_head;
@@ -992,6 +1010,8 @@ static long scan_step(__u32 index, void *context)
 		if (!d->started)
 			d->started = s->now;
 	}
+	if (d->line_length + want > LINE_MAX && d->state == HEADERS && !s->is_out)
+		carry_long_line(d, &c->requests[(c->active ^ 1) & 1], found >= want ? want : found + 1);
 	if (found >= want) {
 		d->line_length += want;
 		d->head_length += want;
@@ -1483,6 +1503,7 @@ int http_thread_exit(void *ctx)
 }
 
 FOR_THE_AGENT(struct connection_opaque_event, connection_opaque_event);
+FOR_THE_AGENT(enum propagator, propagator);
 FOR_THE_AGENT(enum http_method, http_method);
 FOR_THE_AGENT(enum http_end, http_end);
 FOR_THE_AGENT(enum opaque_reason, opaque_reason);

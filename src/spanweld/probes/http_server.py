@@ -13,8 +13,10 @@ from urllib.parse import unquote_plus
 
 from spanweld.bpf.clock import Clock
 from spanweld.bpf.events import (
+    CARRIED,
     CONNECTION_OPAQUE_EVENT,
     SERVER_SPAN_EVENT,
+    Carried,
     ConnectionOpaqueEvent,
     EventKind,
     HttpEnd,
@@ -32,7 +34,14 @@ from spanweld.model import (
     StatusCode,
     TraceId,
 )
-from spanweld.probes.declaration import ConnectionOpaque, Decoded, Instrumentation, Place, Probe
+from spanweld.probes.declaration import (
+    ConnectionOpaque,
+    Decoded,
+    Instrumentation,
+    Place,
+    Probe,
+    RequestCarried,
+)
 
 _METHODS = {int(method): method.name for method in HttpMethod}
 _PAD = bytes(SERVER_SPAN_EVENT.size)
@@ -105,6 +114,18 @@ def decode_connection_opaque(data: bytes, clock: Clock, span_kinds: Mapping[int,
     return ConnectionOpaque(
         reason=_OPAQUE_TEXT[OpaqueReason(event.reason)],
         peer=peer or "a Unix socket",
+    )
+
+
+def decode_carried(data: bytes, clock: Clock, span_kinds: Mapping[int, int]) -> Decoded:  # noqa: ARG001
+    """EVENT_CARRIED -> the texts as far as they were sent."""
+    event = Carried._make(CARRIED.unpack(data.ljust(CARRIED.size, b"\0")))
+    # Without the baggage's bytes, its length is that of what was not asked for.
+    baggage = event.baggage[: event.baggage_length] if len(data) > CARRIED.size - len(event.baggage) else b""
+    return RequestCarried(
+        server_span_id=SpanId(event.span_id),
+        trace_state=event.tracestate[: event.tracestate_length].decode("ascii", "replace"),
+        baggage=baggage.decode("ascii", "replace"),
     )
 
 
@@ -187,5 +208,6 @@ INSTRUMENTATION = Instrumentation(
     decoders={
         EventKind.SERVER_SPAN: decode_server_span,
         EventKind.CONNECTION_OPAQUE: decode_connection_opaque,
+        EventKind.CARRIED: decode_carried,
     },
 )
