@@ -196,7 +196,7 @@ static long carry_byte(__u32 index, void *context)
 	}
 	if (!s->is_baggage && class == BYTE_EQUALS)
 		c->part = 0;
-	else if (++c->part > STATE_PART_MAX &&
+	else if (step & TAKE && ++c->part > STATE_PART_MAX &&
 		 ((step & STATE_BITS) == STATE_KEY || (step & STATE_BITS) == STATE_VALUE))
 		step = MALFORMED;
 	c->state = step & STATE_BITS;
