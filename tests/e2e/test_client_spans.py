@@ -198,7 +198,7 @@ def test_a_pooled_client_of_hyper_is_never_given_a_wrong_parent() -> None:
 @pytest.mark.parametrize("grpc", [False, True], ids=["http", "grpc"])
 def test_the_services_own_exporter_is_not_traced(grpc: bool) -> None:
     """Nor is it said of gRPC that it is not followed."""
-    with Traced("lab", grpc=grpc) as lab:
+    with Traced("lab", "--otlp-protocol", "grpc" if grpc else "http", grpc=grpc) as lab:
         for _ in range(3):
             lab.see("/nested/{n}", "root", "child", "grandchild")
         lab.finish()
