@@ -29,6 +29,7 @@ STRUCTS = (
     "target",
     "connection_key",
     "listening_key",
+    "open_request_key",
 )
 ENUMS = (
     "event_kind",

@@ -21,6 +21,7 @@ class EventKind(IntEnum):
     MANUAL_ROOT = 4
     ADOPTION = 5
     SPAN_SAMPLE = 6
+    WAKES_WANTED = 8
 
 
 class Counter(IntEnum):
@@ -53,7 +54,8 @@ class Counter(IntEnum):
     PARENTS_UNWRITTEN = 24
     ROOTS_DROPPED = 25
     MANUAL_SPANS = 26
-    MAX = 27
+    CAUSE_UNKNOWN = 27
+    MAX = 28
 
 
 class Adoption(IntEnum):
@@ -301,7 +303,7 @@ SPAN_SAMPLE_EVENT = Struct("<IIQQQQIBBBB448s")
 
 
 class Target(NamedTuple):
-    """struct target, 184 bytes"""
+    """struct target, 192 bytes"""
 
     tokio_task_id: int
     tokio_task_tag: int
@@ -322,7 +324,10 @@ class Target(NamedTuple):
     samples: int
     astray_distance: int
     ends_astray: int
+    has_thread_edges: int
     pad: int
+    wants_wakes: int
+    pad_tasks: int
     layout_context_trace_id: int
     layout_context_span_id: int
     layout_context_is_remote: int
@@ -355,7 +360,7 @@ class Target(NamedTuple):
     layout_pad_end: int
 
 
-TARGET = Struct("<QQQIIIIIIIIIIHHIIIIIHHHHHHHHHHHHHHHHHHHHHHIQQQQQII")
+TARGET = Struct("<QQQIIIIIIIIIIHHIIIIHHIIHHHHHHHHHHHHHHHHHHHHHHIQQQQQII")
 
 
 class ConnectionKey(NamedTuple):
@@ -378,3 +383,14 @@ class ListeningKey(NamedTuple):
 
 
 LISTENING_KEY = Struct("<II")
+
+
+class OpenRequestKey(NamedTuple):
+    """struct open_request_key, 16 bytes"""
+
+    server_span_id: int
+    pid: int
+    pad: int
+
+
+OPEN_REQUEST_KEY = Struct("<QII")

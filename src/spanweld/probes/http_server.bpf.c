@@ -8,6 +8,7 @@
  * threads can come to one connection at once: `busy` lets one in.
  */
 #include "maps.bpf.h"
+#include "task_edges.bpf.h"
 #include "http_server.h"
 
 #define AF_UNIX 1
@@ -597,6 +598,7 @@ GLOBAL int activate(struct connection *c, struct target *target, __u64 key)
 	frame.remote_parent = request->parent_span_id;
 	frame.flags = request->flags;
 	frame.kind = FRAME_SERVER;
+	open_request(c->pid, request->span_id);
 	push_span(c->pid, key, &frame);
 	return 0;
 }
@@ -614,6 +616,7 @@ GLOBAL int finish(struct connection *c, __u32 status, __u32 ended_by)
 	if (request->excluded)
 		return 0;
 	end_span(c->pid, request->task_key, request->span_id);
+	close_request(c->pid, request->span_id);
 	if (!(request->flags & TRACE_FLAG_SAMPLED))
 		return 0;
 	request->head.kind = EVENT_SERVER_SPAN;
@@ -1444,10 +1447,13 @@ static __always_inline int thread_waits(void)
 {
 	struct span_slot *slot;
 	__u64 key = thread_key();
+	struct target *target;
 	__u32 pid;
 
-	if (!current_target(&pid))
+	target = current_target(&pid);
+	if (!target)
 		return 0;
+	note_wait(target, pid);
 	slot = find_slot(pid, key);
 	if (slot)
 		slot_clear(slot, key);
