@@ -238,8 +238,7 @@ class Agent:
                 listening = self._bpf.map("listening")
                 for port in listening_ports(pid):
                     listening.set(events.LISTENING_KEY.pack(pid, port), b"\1")
-            if not plan.why_no_adoption:
-                self._follow_tasks(target, tokio_tasks.INSTRUMENTATION)
+            self._follow_tasks(target, tokio_tasks.INSTRUMENTATION)
             # What sees a span begin comes last, and goes first: none begins that is not seen to be built.
             for point in reversed(plan.points):
                 link = self._bpf.attach_uprobe(
@@ -282,8 +281,6 @@ class Agent:
             return
         target.follows_wakes = True
         try:
-            if target.plan.why_no_adoption:
-                self._follow_tasks(target, tokio_tasks.INSTRUMENTATION)
             self._follow_tasks(target, tokio_tasks.WAKES)
         except HostError as error:
             if is_running(target.pid):

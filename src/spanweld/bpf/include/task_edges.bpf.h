@@ -137,13 +137,14 @@ static __always_inline void open_request(__u32 pid, __u64 server_span_id)
 
 	key.server_span_id = server_span_id;
 	key.pid = pid;
-	if (bpf_map_update_elem(&open_requests, &key, &request, BPF_ANY))
-		return;
 	if (!bpf_map_lookup_elem(&open_counts, &pid))
 		bpf_map_update_elem(&open_counts, &pid, &none, BPF_NOEXIST);
 	number = bpf_map_lookup_elem(&open_counts, &pid);
-	if (number)
-		__sync_fetch_and_add(number, 1);
+	if (!number || bpf_map_update_elem(&open_requests, &key, &request, BPF_ANY)) {
+		count(COUNT_TASKS_FULL);
+		return;
+	}
+	__sync_fetch_and_add(number, 1);
 }
 
 static __always_inline __s64 count_open(__u32 pid)
@@ -425,7 +426,7 @@ GLOBAL int cause_by_tasks(__u32 pid, __u64 task_key, __u32 sender, struct exchan
 
 	if (!previous || !found)
 		return CAUSE_NONE;
-	if (!followed) {
+	if (!followed && sender != SENDER_ITSELF) {
 		target = bpf_map_lookup_elem(&targets, &pid);
 		if (target && !__sync_val_compare_and_swap(&target->wants_wakes, 0, 1)) {
 			event.kind = EVENT_WAKES_WANTED;
