@@ -27,16 +27,18 @@ from spanweld.layouts import SdkLayout
 from spanweld.layouts.learned import LearnedLayout, Learner, Sample
 from spanweld.model import Origin, Pid, Resource, Span, SpanKind
 from spanweld.plan import Plan
-from spanweld.probes import REGISTRY
+from spanweld.probes import REGISTRY, tokio_tasks
 from spanweld.probes.declaration import (
     AdoptionChanged,
     ConnectionOpaque,
     Decoder,
+    Instrumentation,
     ManualRoot,
     Place,
     Probe,
     RequestCarried,
     SpanSample,
+    WakesWanted,
 )
 from spanweld.probes.http_client import own_exports
 from spanweld.process.find import is_running
@@ -87,7 +89,13 @@ _COUNTER_TEXTS = {
     events.Counter.ROOTS_NO_TRACER: "manual roots were left alone: their thread was not traced",
     events.Counter.ROOTS_UNWRITTEN: "manual roots were left alone: their trace id could not be written",
     events.Counter.PARENTS_UNWRITTEN: "adopted roots kept no parent: it could not be written",
+    events.Counter.CAUSE_UNKNOWN: "requests out have no parent: more than one request may have caused them",
     events.Counter.ROOTS_DROPPED: "manual roots were not sampled by the service: their request is",
+}
+
+_LOST_WITHOUT = {
+    tokio_tasks.INSTRUMENTATION.name: "what a request hands on to other tasks is not joined to it",
+    tokio_tasks.WAKES.name: "requests out on connections that are used again have no parent",
 }
 
 
@@ -100,11 +108,14 @@ class Target:
     resource: Resource
     writer: Writer
     pins: PinFolder
+    image: Path
     spans_fd: int
     carried_fd: int
     span_kinds: Mapping[int, int]
     learner: Learner | None = None
     links: list[tuple[Probe, Link]] = field(default_factory=list)
+    task_links: list[Link] = field(default_factory=list)
+    follows_wakes: bool = False
     pidfd: int = -1
     ended: bool = False
 
@@ -224,6 +235,7 @@ class Agent:
             resource=make_resource(self._settings, process, self._host_facts),
             writer=self._make_writer(pid, mode, starting),
             pins=pins,
+            image=image,
             spans_fd=spans.fd,
             carried_fd=carried.fd,
             span_kinds={raw: int(kind) for raw, kind in layout.span_kinds.items()} if layout else {},
@@ -244,9 +256,12 @@ class Agent:
                 listening = self._bpf.map("listening")
                 for port in listening_ports(pid):
                     listening.set(events.LISTENING_KEY.pack(pid, port), b"\1")
+            self._follow_tasks(target, tokio_tasks.INSTRUMENTATION)
             # What sees a span begin comes last, and goes first: none begins that is not seen to be built.
             for point in reversed(plan.points):
-                link = self._bpf.attach_uprobe(point.probe.program, pid, image, point.offset, self._keeper)
+                link = self._bpf.attach_uprobe(
+                    point.probe.program, pid, image, point.offset, keeper=self._keeper
+                )
                 target.links.insert(0, (point.probe, link))
             target.pidfd = os.pidfd_open(pid)
         except ProcessLookupError:
@@ -260,6 +275,38 @@ class Agent:
         if descriptor is not None:
             self._selector.register(descriptor, selectors.EVENT_READ, target)
         return target
+
+    def _follow_tasks(self, target: Target, group: Instrumentation) -> None:
+        """Attaches what follows the tasks of a target, or says what is lost without it."""
+        why_not = target.plan.why_not(group)
+        if why_not and target.plan.facts.task_id is not None:
+            self._say(f"pid {target.pid}: {_LOST_WITHOUT[group.name]}: {why_not}")
+        for point in target.plan.points_of(group):
+            target.task_links.append(
+                self._bpf.attach_uprobe(
+                    point.probe.program,
+                    target.pid,
+                    target.image,
+                    point.offset,
+                    keeper=self._keeper,
+                    cookie=point.cookie,
+                )
+            )
+
+    def _follow_wakes(self, target: Target) -> None:
+        """A program asks for it: it has met a request out whose cause nothing else may tell."""
+        if target.follows_wakes:
+            return
+        target.follows_wakes = True
+        try:
+            self._follow_tasks(target, tokio_tasks.WAKES)
+        except HostError as error:
+            if is_running(target.pid):
+                self._say(f"pid {target.pid}: {_LOST_WITHOUT[tokio_tasks.WAKES.name]}: {error.message}")
+            return
+        if target.plan.points_of(tokio_tasks.WAKES):
+            # Only now: of what was missed before, nothing is concluded.
+            self._bpf.map("wakes_followed").set(_u32(target.pid), bytes(8))
 
     def _mode_for(self, plan: Plan, choice: Choice) -> WriteMode:
         """How this target is written to: only ``stop`` reaches ids before spans that are built late."""
@@ -332,6 +379,9 @@ class Agent:
         for _, link in target.links:
             link.detach()
         target.links.clear()
+        for link in target.task_links:
+            link.detach()
+        target.task_links.clear()
         self._forget(target.writer.fileno())
         report = target.writer.stop()
         if report:
@@ -341,6 +391,9 @@ class Agent:
         self._drain()
         self._bpf.map("spans_in_progress").delete(_u32(target.pid))
         self._bpf.map("carried").delete(_u32(target.pid))
+        self._bpf.map("wakes_followed").delete(_u32(target.pid))
+        self._bpf.map("open_counts").delete(_u32(target.pid))
+        _delete_of_pid(self._bpf.map("open_requests"), target.pid, events.OPEN_REQUEST_KEY.unpack, 1)
         _delete_of_pid(self._bpf.map("connections"), target.pid, events.CONNECTION_KEY.unpack, 2)
         _delete_of_pid(self._bpf.map("listening"), target.pid, events.LISTENING_KEY.unpack, 0)
         _delete_of_pid(self._bpf.map("own_exports"), target.pid, events.OWN_EXPORT_KEY.unpack, 0)
@@ -428,6 +481,8 @@ class Agent:
                 self._say_opaque(decoded)
             elif isinstance(decoded, AdoptionChanged):
                 self._adoption_changed(target, decoded)
+            elif isinstance(decoded, WakesWanted):
+                self._follow_wakes(target)
             elif isinstance(decoded, SpanSample):
                 self._learn(target, decoded)
         for pid, batch in spans.items():

@@ -15,29 +15,40 @@ from spanweld.image import (
     Language,
     SpanArguments,
     examine,
+    find_new_task_ids,
     find_returns,
     find_span_arguments,
+    find_wakers,
     first_instruction,
     locate,
 )
 from spanweld.image.symbols import contains_name
 from spanweld.layouts import SdkLayout
 from spanweld.model import FileOffset
-from spanweld.probes import REGISTRY, otel_sdk
-from spanweld.probes.declaration import Place, Probe, Release, Seen, release_of
+from spanweld.probes import REGISTRY, otel_sdk, tokio_tasks
+from spanweld.probes.declaration import Instrumentation, Place, Probe, Release, Seen, release_of
 
 # Runtimes whose tasks are not followed: what is on a thread is no hint to the request then.
 _OTHER_RUNTIMES = ("async-std", "smol", "monoio", "glommio", "tokio-uring", "compio", "async-global-executor")
 
+# All but what follows tasks, which manual spans can do without.
+_OF_SPANS = tuple(
+    group for group in REGISTRY if group not in (tokio_tasks.INSTRUMENTATION, tokio_tasks.WAKES)
+)
+
 
 @dataclass(frozen=True, slots=True)
 class AttachPoint:
-    """A probe and the place in the image where its program goes; ``instruction`` is what stands there."""
+    """A probe and the place in the image where its program goes; ``instruction`` is what stands there.
+
+    ``cookie`` is a number that the program is given there.
+    """
 
     probe: Probe
     function: Function
     offset: FileOffset
     instruction: str
+    cookie: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +72,8 @@ class Plan:
     ``arguments`` are those of build_recording_span where spans are seen there and its code tells.
     ``seen_late``: what is known of a span before its end are its ids, either since ``tracing`` spans
     are built when they end, or since only what processors are given at its end can be seen. ``learns``: with
-    no layout, it is learned in the process, and until then nothing is adopted.
+    no layout, it is learned in the process, and until then nothing is adopted. ``tasks`` are the probes that
+    follow tasks, which is a matter of its own.
     """
 
     facts: ImageFacts
@@ -73,6 +85,7 @@ class Plan:
     why_no_adoption: str
     seen_late: bool
     learns: bool = False
+    tasks: tuple[ProbePlan, ...] = ()
 
     @property
     def points(self) -> tuple[AttachPoint, ...]:
@@ -80,6 +93,17 @@ class Plan:
         if self.why_no_adoption:
             return ()
         return tuple(point for plan in self.probes for point in plan.points)
+
+    def why_not(self, group: Instrumentation) -> str:
+        """Why the probes of a group in ``tasks`` have no place; empty if they have."""
+        return _first_reason(plan for plan in self.tasks if plan.instrumentation == group.name)
+
+    def points_of(self, group: Instrumentation) -> tuple[AttachPoint, ...]:
+        """Where the programs of a group in ``tasks`` go."""
+        if self.why_not(group):
+            return ()
+        plans = (plan for plan in self.tasks if plan.instrumentation == group.name)
+        return tuple(point for plan in plans for point in plan.points)
 
     @property
     def adopted_layout(self) -> SdkLayout | None:
@@ -126,6 +150,7 @@ def plan_for(image: Image, facts: ImageFacts) -> Plan:
         why_no_adoption=why or way.why_not,
         seen_late=seen_late,
         learns=learns and not why and not way.why_not,
+        tasks=_place_on_tasks(image, facts),
     )
 
 
@@ -149,7 +174,7 @@ def _ways(image: Image, release: Release, layout: SdkLayout | str) -> Iterator[_
         image,
         {
             probe.symbol
-            for instrumentation in REGISTRY
+            for instrumentation in _OF_SPANS
             for probe in instrumentation.probes
             if probe.symbol and any(probe.fits(release, seen) for seen in Seen)
         },
@@ -231,7 +256,7 @@ def _place(
 ) -> tuple[ProbePlan, ...]:
     """Every probe that is needed where spans are seen so, with its places or the reason why not."""
     plans = []
-    for instrumentation in REGISTRY:
+    for instrumentation in _OF_SPANS:
         for probe in instrumentation.probes:
             if not probe.fits(release, seen):
                 continue
@@ -246,6 +271,44 @@ def _place(
                     points += places
             plans.append(ProbePlan(instrumentation.name, probe, () if reason else tuple(points), reason))
     return tuple(plans)
+
+
+def _place_on_tasks(image: Image, facts: ImageFacts) -> tuple[ProbePlan, ...]:
+    """The probes that follow tasks, with their places or the reason why not."""
+    group, wakes = tokio_tasks.INSTRUMENTATION, tokio_tasks.WAKES
+    why = _why_not_rust(facts)
+    if not why and facts.task_id is None:
+        why = f"tokio's task id is not known: {facts.task_id_reason}"
+    ids = why or find_new_task_ids(image)
+    points: tuple[AttachPoint, ...] = ()
+    if not isinstance(ids, str):
+        points = tuple(
+            AttachPoint(
+                tokio_tasks.TASK_SPAWNED, place.function, place.offset, place.instruction, place.register
+            )
+            for place in ids
+        )
+    plans = [
+        ProbePlan(group.name, probe, (), None)
+        if probe.place is Place.TRACEPOINT
+        else ProbePlan(group.name, probe, points, ids if isinstance(ids, str) else None)
+        for probe in group.probes
+    ]
+    wakers = why or _why_wakes_say_nothing(facts) or find_wakers(image)
+    for number, probe in enumerate(wakes.probes):
+        places = wakers if isinstance(wakers, str) else _points(image, probe, wakers[number])
+        if isinstance(places, str):
+            plans.append(ProbePlan(wakes.name, probe, (), places))
+        else:
+            plans.append(ProbePlan(wakes.name, probe, tuple(places), None))
+    return tuple(plans)
+
+
+def _why_wakes_say_nothing(facts: ImageFacts) -> str:
+    releases = [release_of(version) for version in facts.crates.get("tokio", ())]
+    if any(release is not None and release < tokio_tasks.OLDEST_WITH_WAKES for release in releases):
+        return f"a task of tokio before {tokio_tasks.OLDEST_WITH_WAKES} does not say where its id is"
+    return ""
 
 
 def _points(image: Image, probe: Probe, function: Function) -> list[AttachPoint] | str:

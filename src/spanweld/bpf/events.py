@@ -23,6 +23,7 @@ class EventKind(IntEnum):
     SPAN_SAMPLE = 6
     CLIENT_SPAN = 7
     CARRIED = 9
+    WAKES_WANTED = 8
 
 
 class Counter(IntEnum):
@@ -57,7 +58,8 @@ class Counter(IntEnum):
     ROOTS_DROPPED = 26
     MANUAL_SPANS = 27
     CLIENT_SPANS = 28
-    MAX = 29
+    CAUSE_UNKNOWN = 29
+    MAX = 30
 
 
 class Adoption(IntEnum):
@@ -348,7 +350,7 @@ CARRIED = Struct("<IIQQHHHHHBBB3s2048s8192s")
 
 
 class Target(NamedTuple):
-    """struct target, 184 bytes"""
+    """struct target, 192 bytes"""
 
     tokio_task_id: int
     tokio_task_tag: int
@@ -369,7 +371,10 @@ class Target(NamedTuple):
     samples: int
     astray_distance: int
     ends_astray: int
+    has_thread_edges: int
     pad: int
+    wants_wakes: int
+    pad_tasks: int
     layout_context_trace_id: int
     layout_context_span_id: int
     layout_context_is_remote: int
@@ -402,7 +407,7 @@ class Target(NamedTuple):
     layout_pad_end: int
 
 
-TARGET = Struct("<QQQIIIIIIIIIIHHIIIIIHHHHHHHHHHHHHHHHHHHHHHIQQQQQII")
+TARGET = Struct("<QQQIIIIIIIIIIHHIIIIHHIIHHHHHHHHHHHHHHHHHHHHHHIQQQQQII")
 
 
 class ConnectionKey(NamedTuple):
@@ -435,3 +440,14 @@ class OwnExportKey(NamedTuple):
 
 
 OWN_EXPORT_KEY = Struct("<II")
+
+
+class OpenRequestKey(NamedTuple):
+    """struct open_request_key, 16 bytes"""
+
+    server_span_id: int
+    pid: int
+    pad: int
+
+
+OPEN_REQUEST_KEY = Struct("<QII")

@@ -168,7 +168,7 @@ def to_json(report: Report) -> dict[str, Any]:
                 ],
                 "reason": plan.reason,
             }
-            for plan in report.plan.probes
+            for plan in (*report.plan.probes, *report.plan.tasks)
         ],
         "layout": layout,
         "layout_reason": known if isinstance(known, str) else None,
@@ -223,9 +223,9 @@ def print_report(report: Report, console: Console) -> None:
     else:
         line("layout", f"none: {layout}")
     line("probes", "")
-    groups = dict.fromkeys(plan.instrumentation for plan in report.plan.probes)
-    for group in groups:
-        plans = [plan for plan in report.plan.probes if plan.instrumentation == group]
+    probes = (*report.plan.probes, *report.plan.tasks)
+    for group in dict.fromkeys(plan.instrumentation for plan in probes):
+        plans = [plan for plan in probes if plan.instrumentation == group]
         tracepoints = sum(plan.probe.place is Place.TRACEPOINT for plan in plans)
         if tracepoints:
             console.print(Text.assemble(f"  {group:<32}", (f"{tracepoints} tracepoints", "green")))

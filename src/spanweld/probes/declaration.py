@@ -13,10 +13,14 @@ from spanweld.model import Span, SpanContext, SpanId
 
 
 class Place(Enum):
-    """Where in a function, or that the program's own section names a tracepoint."""
+    """Where in a function, or that the program's own section names a tracepoint.
+
+    ``NEW_TASK``: wherever a task of tokio's gets its id; the program is told in which register it is.
+    """
 
     ENTRY = "entry"
     RETURNS = "returns"
+    NEW_TASK = "new task"
     TRACEPOINT = "tracepoint"
 
 
@@ -57,6 +61,7 @@ class Probe:
     instruction, which must allow it. ``until_verified``: taken off once the layout is verified, unless
     spans are built late. ``tracepoints`` are those of system calls (``sys_exit_read``) that a program serves;
     none: the one that its section names. ``for_stop_writer``: a tracepoint that only the stop writer needs.
+    ``when_asked``: attached to a target once a program has said that it is needed (``WakesWanted``).
     """
 
     program: str
@@ -69,6 +74,7 @@ class Probe:
     until_verified: bool = False
     tracepoints: tuple[str, ...] = ()
     for_stop_writer: bool = False
+    when_asked: bool = False
 
     def fits(self, release: Release, seen: Seen) -> bool:
         """Whether it is needed with this release of the crate, where spans are seen so."""
@@ -127,7 +133,11 @@ class RequestCarried:
     baggage: str
 
 
-Decoded = Span | ConnectionOpaque | ManualRoot | AdoptionChanged | SpanSample | RequestCarried
+class WakesWanted:
+    """Who wakes which task is needed from now on, to tell what causes the target's requests out."""
+
+
+Decoded = Span | ConnectionOpaque | ManualRoot | AdoptionChanged | SpanSample | RequestCarried | WakesWanted
 Decoder = Callable[[bytes, Clock, Mapping[int, int]], Decoded]
 """Takes an event's bytes, the clock, and the target's table from stored span kind to SpanKind."""
 
