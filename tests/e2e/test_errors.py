@@ -448,6 +448,7 @@ def places_of_lab() -> set[tuple[str, str]]:
     """What can be learned of the lab's layout, by the database."""
     layout = make_plan(binary("lab", "release")).layout
     assert isinstance(layout, SdkLayout)
+    assert layout.span_end_seconds is not None
     places = {
         "trace id": layout.span_context + layout.context_trace_id,
         " span id": layout.span_context + layout.context_span_id,
