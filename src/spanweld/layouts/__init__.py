@@ -27,6 +27,7 @@ from spanweld.model import SpanKind
 
 SCHEMA = 2
 _FIRST_SDK = (0, 18, 0)
+_CERTAIN = "certain"
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +151,15 @@ def layout_of(image: Image, facts: ImageFacts) -> SdkLayout | str:
     just these versions. What else the database has must be what the code of the image shows, as far
     as that goes; where the database has nothing, the code decides alone.
     """
+    known = known_layout(image, facts)
+    versions = sdk_versions(facts)
+    if len(versions) != 1 or (isinstance(known, SdkLayout) and known.confidence.startswith(_CERTAIN)):
+        return known
+    return _with_code(image, facts, versions[0], known)
+
+
+def known_layout(image: Image, facts: ImageFacts) -> SdkLayout | str:
+    """The layout by the image's own debug information, else by its versions; a sentence why there is none."""
     versions = sdk_versions(facts)
     if len(versions) > 1:
         return f"the image has several versions of opentelemetry_sdk in it: {', '.join(versions)}"
@@ -158,17 +168,14 @@ def layout_of(image: Image, facts: ImageFacts) -> SdkLayout | str:
     except LayoutError as error:
         if not versions:
             return f"the version of opentelemetry_sdk is not known, and {error}"
-        known = lookup(versions[0], facts.rustc, facts.target)
-        if isinstance(known, SdkLayout) and known.confidence.startswith(_Confidence.CERTAIN.name.lower()):
-            return known
-        return _with_code(image, facts, versions[0], known)
+        return lookup(versions[0], facts.rustc, facts.target)
     return make_layout(
         described.values,
         sdk=versions[0] if versions else described.sdk,
         rustc=described.rustc or facts.rustc,
         target=facts.target,
         source="debug information",
-        confidence="certain: what the compiler says of this very build",
+        confidence=f"{_CERTAIN}: what the compiler says of this very build",
     )
 
 
@@ -181,7 +188,7 @@ def _with_code(image: Image, facts: ImageFacts, sdk: str, known: SdkLayout | str
             return known
         return f"{known}, and its code does not tell: {error}"
     values: dict[str, Any] = dict.fromkeys(_MAY_BE_ABSENT)
-    confidence = f"certain: what {len(set().union(*shown.read_from.values()))} of the SDK's functions do"
+    confidence = f"{_CERTAIN}: what {len(set().union(*shown.read_from.values()))} of the SDK's functions do"
     if isinstance(known, SdkLayout):
         for name, value in shown.values.items():
             expected = getattr(known, name)

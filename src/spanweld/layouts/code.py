@@ -19,8 +19,9 @@ is no layout. Source: opentelemetry_sdk ``src/trace/{span,tracer}.rs``, opentele
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from spanweld.image import Function, Image, locate
@@ -66,7 +67,7 @@ _PATHS = {
     },
 }
 # Copies of one function, for other types or codegen units, say the same or nothing.
-_MAX_COPIES = 4
+_MAX_COPIES = 8
 # What tells a span that has ended must be seen in two functions.
 _ENOUGH = 2
 _SPAN = Pointer(0, 0)
@@ -84,7 +85,21 @@ _BILLION, _MASK_32 = 1_000_000_000, (1 << 32) - 1
 _TOP_BIT = 1 << 63
 _TEXT_SIZE = 3 * _WORD
 _NEW_STATUS = ARENA + 0x1000
-_MAX_STEPS = 400
+# Bytes of what lies in a Span besides its context. Where data is told to be none, other fields may lie.
+_SIZES = {
+    "span_parent_id": _WORD,
+    "span_parent_is_remote": 1,
+    "span_name_pointer": _WORD,
+    "span_name_length": _WORD,
+    "span_kind": 1,
+    "span_start_seconds": _WORD,
+    "span_start_nanos": _NANOS_SIZE,
+    "span_end_seconds": _WORD,
+    "span_end_nanos": _NANOS_SIZE,
+    "span_status": _WORD,
+}
+_MAX_STEPS, _MAX_SMALL_STEPS = 400, 20
+_SOME_FLAGS = (0, 1, 0x42, 0xFF)
 _OLD, _NEW = 1, 2
 # A status is told by the capacity of the text that an error has: an owned text of none, or no capacity.
 _ERROR = 0
@@ -150,12 +165,12 @@ class _Reader:
         stores = _stores(built)
         where = BUILDER
         if isinstance(recorder, str):
-            context = _context_of(built, {0: stores})
+            context = self._context_of(built, {0: stores})
         else:
             function = self._only(RECORDER)
             where = RECORDER
             stores = _stores(self._follow(function))
-            context = _context_of(built, _handed_to(function, built, stores))
+            context = self._context_of(built, _handed_to(function, built, stores))
         self._read_place_of_context(context, stores)
         self._read_parent(context, stores, where)
         self._read_ender()
@@ -164,6 +179,7 @@ class _Reader:
         self._read_data(built)
         self._read_name(built, stores)
         self._read_status()
+        _require_room(self._layout)
         return self._layout
 
     def _only(self, name: str) -> Function:
@@ -188,15 +204,44 @@ class _Reader:
     def _follow(self, function: Function) -> Flow:
         return follow_all(self._image, function, self._pointers.word)
 
+    def _context_of(self, built: Flow, places: Mapping[int, list[Access]]) -> _Context:
+        """The one of some structs that is the new span's context."""
+        generated = _generated(built)
+        if generated is None:
+            raise CodeError("build_with_context is not seen to ask for a trace id and a span id")
+        sampled = {Called(call.address, 0) for call in built.calls if self._sets_sampled(call)} | {_SAMPLED}
+        found = [
+            context
+            for argument, stores in places.items()
+            if (context := _context(argument, stores, generated, sampled)) is not None
+        ]
+        if len(found) != 1:
+            raise CodeError(f"{len(found) or 'no'} places of build_with_context are a new span's context")
+        return found[0]
+
+    def _sets_sampled(self, call: Call) -> bool:
+        """Whether it is ``TraceFlags::with_sampled``, tried on some flags."""
+        if call.target is None or not isinstance(call.arguments[0], Pointer):
+            return False
+        for flags in _SOME_FLAGS:
+            for sampled in (0, 1):
+                machine = Machine(self._image, 0, 0, 0)
+                machine.write(ARENA, flags, 1)
+                try:
+                    result = machine.call(call.target, (ARENA, sampled), _MAX_SMALL_STEPS) & 0xFF
+                except EmulationError:
+                    return False
+                if result != flags & ~1 | sampled:
+                    return False
+        return True
+
     def _read_place_of_context(self, context: _Context, stores: list[Access]) -> None:
         layout = self._layout
-        starts = set()
-        for function in self._copies(SPAN_CONTEXT):
-            start = self._returned_place(function)
-            if start is None:
-                continue
-            starts.add(start)
-            layout.put("span_context", start, SPAN_CONTEXT)
+        starts = {
+            start
+            for function in self._copies(SPAN_CONTEXT)
+            if (start := self._returned_place(function)) is not None
+        }
         if context.argument:
             distances = {
                 access.offset - access.value.offset
@@ -207,9 +252,17 @@ class _Reader:
             }
             if len(distances) != 1:
                 raise CodeError("build_recording_span is not seen to copy the new span's context")
-            layout.put("span_context", distances.pop(), RECORDER)
-        elif not starts:
+            [start] = distances
+            layout.put("span_context", start, RECORDER)
+            # Other types of spans have a span_context, too.
+            if starts and start not in starts:
+                raise CodeError(
+                    f"span_context is {start:#x} by {RECORDER}, and no {SPAN_CONTEXT} returns that"
+                )
+        elif len(starts) != 1:
             raise CodeError("no function shows where a Span has its context")
+        if starts:
+            layout.put("span_context", layout.values.get("span_context", min(starts)), SPAN_CONTEXT)
         base = 0 if context.argument else layout.values["span_context"]
         for name in ("trace_id", "span_id", "flags", "is_remote"):
             layout.put(f"context_{name}", getattr(context, name) - base, BUILDER)
@@ -241,6 +294,8 @@ class _Reader:
         if len(places) != 1 or wrong:
             raise CodeError("build_recording_span is not seen to keep the parent's span id")
         layout.put("span_parent_id", places.pop(), where)
+        if any(Loaded(parent, span_id, _WORD) in options(access.value) for access in stores):
+            layout.put("context_span_id", span_id, where)
         flags = {
             access.offset
             for access in stores
@@ -339,33 +394,44 @@ class _Reader:
         ``build_with_context`` leaves the same in a Span that does not record.
         """
         layout = self._layout
-        for function in self._copies(IS_RECORDING):
-            flow = self._follow(function)
-            places = {(access.offset, access.size) for access in flow.reads if access.base == _SPAN}
-            if len(places) != 1:
-                continue
-            [(offset, size)] = places
-            layout.put("span_data", offset, IS_RECORDING)
-            layout.put("span_data_size", size, IS_RECORDING)
-            none = layout.values.get("span_data_none")
-            if none is None:
-                continue
-            others = [value for value in (*_ANY_DATA, none + 1, none - 1) if value != none and value >= 0]
-            if self._says(function, none) != 0 or any(self._says(function, value) != 1 for value in others):
-                raise CodeError(f"is_recording does not take {none:#x} for a span that has ended")
-            layout.put("span_data_none", none, IS_RECORDING)
         values = layout.values
+        if "span_data_none" not in values:
+            return
+        place, none = (values["span_data"], values["span_data_size"]), values["span_data_none"]
+        functions = [(function, self._places_read(function)) for function in self._copies(IS_RECORDING)]
+        # Other types of spans have an is_recording, too; that of the service's own may be anything.
+        own = [function for function, places in functions if places == {place}]
+        if not own and any(places for _, places in functions):
+            raise CodeError(f"span_data is {place[0]:#x} by {ENDER}, and no {IS_RECORDING} reads that")
+        for function in own:
+            if self._says(function, none) != 0 or any(
+                self._says(function, value) != 1
+                for value in (*_ANY_DATA, none + 1, none - 1)
+                if (value - none) & (1 << 8 * place[1]) - 1
+            ):
+                raise CodeError(f"is_recording does not take {none:#x} for a span that has ended")
+            layout.put("span_data", place[0], IS_RECORDING)
+            layout.put("span_data_size", place[1], IS_RECORDING)
+            layout.put("span_data_none", none, IS_RECORDING)
         if any(
-            (access.offset, access.size) == (values.get("span_data"), values.get("span_data_size"))
-            and Number(values["span_data_none"]) in options(access.value)
+            (access.offset, access.size) == place and Number(none) in options(access.value)
             for access in _stores(built)
-            if "span_data_none" in values
         ):
-            layout.put("span_data_none", values["span_data_none"], BUILDER)
-        if len(layout.read_from.get("span_data_none", ())) < _ENOUGH:
+            layout.put("span_data_none", none, BUILDER)
+        if len(layout.read_from["span_data_none"]) < _ENOUGH:
             for name in ("span_data", "span_data_size", "span_data_none"):
-                values.pop(name, None)
-                layout.read_from.pop(name, None)
+                del values[name]
+                del layout.read_from[name]
+
+    def _places_read(self, function: Function) -> set[tuple[int, int]]:
+        flow = self._follow(function)
+        return {(access.offset, access.size) for access in flow.reads if access.base == _SPAN}
+
+    def _changes_of_spans(self, name: str) -> list[Function]:
+        """The copies that look first whether the Span has data: others are of other types."""
+        values = self._layout.values
+        place = (values.get("span_data"), values.get("span_data_size"))
+        return [function for function in self._copies(name) if place in self._places_read(function)]
 
     def _says(self, function: Function, data: int) -> int | None:
         machine = Machine(self._image, 0, 0, 0)
@@ -379,7 +445,7 @@ class _Reader:
     def _read_name(self, built: Flow, stores: list[Access]) -> None:
         """``update_name`` moves a text of three words into the Span, and frees the one before."""
         layout = self._layout
-        for function in self._copies(UPDATE_NAME):
+        for function in self._changes_of_spans(UPDATE_NAME):
             flow = self._follow(function)
             start = _text_moved(flow, 1)
             pointers = {
@@ -401,9 +467,9 @@ class _Reader:
     def _read_status(self) -> None:
         """``set_status`` is tried: an error takes the place of "unset", and "ok" that of an error."""
         layout = self._layout
-        for function in self._copies(SET_STATUS):
+        for function in self._changes_of_spans(SET_STATUS):
             place = _text_moved(self._follow(function), 1)
-            if place is None or "span_data_none" not in layout.values:
+            if place is None:
                 continue
             below = [tag for tag in _TAGS if self._replaces(function, place, tag, _ERROR)]
             above = [tag for tag in _TAGS if self._replaces(function, place, _ERROR, tag)]
@@ -437,6 +503,28 @@ class _Reader:
         return machine.read(ARENA + place + _WORD, _WORD) == _NEW
 
 
+def _require_room(layout: CodeLayout) -> None:
+    """A CodeError where two fields of a Span would lie in one another, or across their alignment."""
+    values = layout.values
+    context = values["span_context"]
+    fields = [
+        (context + values["context_trace_id"], 2 * _WORD, "context_trace_id"),
+        (context + values["context_span_id"], _WORD, "context_span_id"),
+        (context + values["context_flags"], 1, "context_flags"),
+        (context + values["context_is_remote"], 1, "context_is_remote"),
+    ]
+    for name, size in _SIZES.items():
+        if name in values:
+            fields.append((values[name], size, name))
+    fields.sort()
+    for (start, size, name), (following, _, other) in pairwise(fields):
+        if start + size > following:
+            raise CodeError(f"{name} at {start:#x} and {other} at {following:#x} lie in one another")
+    for start, size, name in fields:
+        if start < 0 or start % min(size, _WORD):
+            raise CodeError(f"{name} is not aligned at {start:#x}")
+
+
 def _stores(flow: Flow) -> list[Access]:
     """What is put into the Span that the first argument points to."""
     return [access for access in flow.writes + flow.copies if access.base == _SPAN]
@@ -463,21 +551,6 @@ def _handed_to(recorder: Function, built: Flow, stores: list[Access]) -> dict[in
     return result
 
 
-def _context_of(built: Flow, places: Mapping[int, list[Access]]) -> _Context:
-    """The one of some structs that is the new span's context."""
-    generated = _generated(built)
-    if generated is None:
-        raise CodeError("build_with_context is not seen to ask for a trace id and a span id")
-    found = [
-        context
-        for argument, stores in places.items()
-        if (context := _context(argument, stores, generated)) is not None
-    ]
-    if len(found) != 1:
-        raise CodeError(f"{len(found) or 'no'} places of build_with_context are a new span's context")
-    return found[0]
-
-
 def _generated(flow: Flow) -> _Generated | None:
     """The calls of both methods of one box; more than one box that has them is none."""
     boxes: dict[tuple[Value, int], dict[int, set[int]]] = {}
@@ -501,7 +574,9 @@ def _box(call: Call) -> tuple[Value, int] | None:
     return receiver.base, receiver.offset
 
 
-def _context(argument: int, stores: list[Access], generated: _Generated) -> _Context | None:
+def _context(
+    argument: int, stores: list[Access], generated: _Generated, sampled: Set[Value]
+) -> _Context | None:
     """The places that get what was generated, where each is the only one."""
 
     def places(calls: Iterable[int], part: int) -> set[int]:
@@ -521,7 +596,7 @@ def _context(argument: int, stores: list[Access], generated: _Generated) -> _Con
     for access in stores:
         if access.size == 1 and access.offset in near:
             at.setdefault(access.offset, set()).add(access.value)
-    flags = [place for place, values in at.items() if any(_SAMPLED in options(value) for value in values)]
+    flags = [place for place, values in at.items() if any(sampled & options(value) for value in values)]
     constant = [place for place, values in at.items() if values == {Number(0)}]
     if len(flags) != 1 or len(constant) != 1 or abs(flags[0] - constant[0]) != 1:
         return None
