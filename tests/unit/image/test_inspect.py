@@ -16,7 +16,7 @@ from jsonschema import Draft202012Validator
 
 from spanweld.commands.inspect import JSON_SCHEMA, Verdict, inspect, make_report, to_json
 from spanweld.errors import ImageError
-from tests.support.silenced import silenced
+from tests.support.unknown import of_unknown_version
 from tests.unit.image.samples import FAKE_OLD_TOKIO, PLAIN, USES_TOKIO, RustBuilder, ServiceBuilder
 
 
@@ -38,17 +38,10 @@ def test_verdicts(
     assert _verdict(c_program)[0] is Verdict.NOTHING
 
 
-def _of_unknown_version(path: Path, output: Path, *, tells: bool = True) -> Path:
-    """A service with another version of the SDK in its paths; its code may not tell the layout."""
-    content = path.read_bytes().replace(b"opentelemetry_sdk-0.31.0/", b"opentelemetry_sdk-0.99.0/")
-    output.write_bytes(content if tells else silenced(path, content))
-    return output
-
-
 def test_an_sdk_version_that_is_not_known(
     service: ServiceBuilder, schema: dict[str, Any], tmp_path: Path
 ) -> None:
-    path = _of_unknown_version(service("lab", "release"), tmp_path / "service")
+    path = of_unknown_version(service("lab", "release"), tmp_path / "service")
     plan = make_report(path).plan
     assert plan.adopted_layout is not None
     assert _verdict(path) == (Verdict.JOINED, "by tokio task")
@@ -65,7 +58,7 @@ def test_an_sdk_version_that_is_not_known(
 
 
 def test_a_layout_that_is_learned(service: ServiceBuilder, tmp_path: Path) -> None:
-    path = _of_unknown_version(service("lab", "release"), tmp_path / "service", tells=False)
+    path = of_unknown_version(service("lab", "release"), tmp_path / "service", tells=False)
     plan = make_report(path).plan
     assert "opentelemetry_sdk 0.99.0 on x86_64 is not in the layout database" in str(plan.layout)
     assert "its code does not tell: no places of build_with_context" in str(plan.layout)
@@ -78,7 +71,7 @@ def test_a_layout_that_is_learned(service: ServiceBuilder, tmp_path: Path) -> No
 
 
 def test_what_is_not_learned_without_symbols(service: ServiceBuilder, tmp_path: Path) -> None:
-    path = _of_unknown_version(service("lab", "release"), tmp_path / "unknown", tells=False)
+    path = of_unknown_version(service("lab", "release"), tmp_path / "unknown", tells=False)
     stripped = tmp_path / "service"
     subprocess.run(["strip", "-o", stripped, path], check=True)
     verdict, reason = _verdict(stripped)
