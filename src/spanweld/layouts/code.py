@@ -72,8 +72,9 @@ _MAX_COPIES = 8
 _ENOUGH = 2
 _SPAN = Pointer(0, 0)
 _WORD, _NANOS_SIZE = 8, 4
-# Slots of `dyn IdGenerator`: after drop, size, alignment and Debug::fmt.
-_NEW_TRACE_ID, _NEW_SPAN_ID = 0x20, 0x28
+# Slots of `dyn IdGenerator`, two in a row: after drop, size, alignment and Debug::fmt; with rustc 1.70 there are
+# two words more before them.
+_NEW_TRACE_ID = (0x20, 0x30)
 _CONTEXT_MAX = 64
 # Of should_sample: after the place of its result, the sampler, the parent's context and the trace id.
 _NAME_ARGUMENT = 5
@@ -400,7 +401,7 @@ class _Reader:
         place, none = (values["span_data"], values["span_data_size"]), values["span_data_none"]
         functions = [(function, self._places_read(function)) for function in self._copies(IS_RECORDING)]
         # Other types of spans have an is_recording, too; that of the service's own may be anything.
-        own = [function for function, places in functions if places == {place}]
+        own = [function for function, places in functions if _is_read(place, places)]
         if not own and any(places for _, places in functions):
             raise CodeError(f"span_data is {place[0]:#x} by {ENDER}, and no {IS_RECORDING} reads that")
         for function in own:
@@ -430,8 +431,14 @@ class _Reader:
     def _changes_of_spans(self, name: str) -> list[Function]:
         """The copies that look first whether the Span has data: others are of other types."""
         values = self._layout.values
-        place = (values.get("span_data"), values.get("span_data_size"))
-        return [function for function in self._copies(name) if place in self._places_read(function)]
+        if "span_data" not in values:
+            return []
+        place = values["span_data"], values["span_data_size"]
+        return [
+            function
+            for function in self._copies(name)
+            if any(_is_read(place, {read}) for read in self._places_read(function))
+        ]
 
     def _says(self, function: Function, data: int) -> int | None:
         machine = Machine(self._image, 0, 0, 0)
@@ -503,6 +510,11 @@ class _Reader:
         return machine.read(ARENA + place + _WORD, _WORD) == _NEW
 
 
+def _is_read(place: tuple[int, int], places: set[tuple[int, int]]) -> bool:
+    """Whether all that is read is what is at a place, or its lower half, where that is enough to tell."""
+    return bool(places) and all(start == place[0] and size <= place[1] for start, size in places)
+
+
 def _require_room(layout: CodeLayout) -> None:
     """A CodeError where two fields of a Span would lie in one another, or across their alignment."""
     values = layout.values
@@ -556,12 +568,15 @@ def _generated(flow: Flow) -> _Generated | None:
     boxes: dict[tuple[Value, int], dict[int, set[int]]] = {}
     for call in flow.calls:
         box = _box(call)
-        if box is not None and call.slot is not None and call.slot.offset in (_NEW_TRACE_ID, _NEW_SPAN_ID):
+        if box is not None and call.slot is not None:
             boxes.setdefault(box, {}).setdefault(call.slot.offset, set()).add(call.address)
-    found = [calls for calls in boxes.values() if len(calls) == 2]
-    if len(found) != 1:
-        return None
-    return _Generated(frozenset(found[0][_NEW_TRACE_ID]), frozenset(found[0][_NEW_SPAN_ID]))
+    found = [
+        _Generated(frozenset(calls[slot]), frozenset(calls[slot + _WORD]))
+        for calls in boxes.values()
+        for slot in _NEW_TRACE_ID
+        if slot in calls and slot + _WORD in calls
+    ]
+    return found[0] if len(found) == 1 else None
 
 
 def _box(call: Call) -> tuple[Value, int] | None:
