@@ -72,8 +72,8 @@ _MAX_COPIES = 8
 _ENOUGH = 2
 _SPAN = Pointer(0, 0)
 _WORD, _NANOS_SIZE = 8, 4
-# Slots of `dyn IdGenerator`, two in a row: after drop, size, alignment and Debug::fmt; with rustc 1.70 there are
-# two words more before them.
+# Slots of `dyn IdGenerator`, two in a row: after drop, size, alignment and Debug::fmt; with rustc 1.70 two
+# words further on.
 _NEW_TRACE_ID = (0x20, 0x30)
 _CONTEXT_MAX = 64
 # Of should_sample: after the place of its result, the sampler, the parent's context and the trace id.
