@@ -26,9 +26,11 @@ STRUCTS = (
     "manual_root_event",
     "adoption_event",
     "span_sample_event",
+    "carried",
     "target",
     "connection_key",
     "listening_key",
+    "own_export_key",
 )
 ENUMS = (
     "event_kind",
@@ -39,7 +41,9 @@ ENUMS = (
     "span_frame_kind",
     "http_method",
     "http_end",
+    "connection_role",
     "opaque_reason",
+    "propagator",
     "manual_relation",
     "manual_status",
     "layout_check",

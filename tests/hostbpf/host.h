@@ -65,7 +65,7 @@ void host_map_update(const char *name, const void *key, const void *value);
 void host_map_delete(const char *name, const void *key);
 __u64 host_count(__u32 cause); /* of the map `counters` */
 
-/* Makes a process a target: its entry in `targets` and its own map of spans in progress. */
+/* Makes a process a target: its entry in `targets` and its own maps. */
 struct target;
 struct target *host_target(__u32 pid, const struct target *target);
 
@@ -76,10 +76,19 @@ __u32 host_live_slots(__u32 pid);
 __u32 host_live_frames(__u32 pid);
 bool host_is_active(__u32 pid, __u64 key, struct active_spans *found);
 
+/* What a target's requests under way have brought, by server span id. */
+struct carried;
+__u32 host_carried_count(__u32 pid);
+struct carried *host_carried(__u32 pid, __u64 span_id);
+void host_carried_limit(__u32 pid, __u32 max_entries);
+
 /* The operations on spans in progress, as the programs call them. */
 struct span_frame;
 void host_push_span(__u32 pid, __u64 key, struct span_frame *frame);
 void host_end_span(__u32 pid, __u64 key, __u64 span_id);
+
+/* Whether that task reads and writes the running process's connection for others. */
+bool host_is_driver(int fd, __u64 task_key);
 
 /* Sets a `const volatile` setting of the programs, as libbpf does before it loads them. */
 void host_set_constant(const volatile void *address, const void *value, size_t size);
@@ -161,6 +170,8 @@ bool host_is_open(int fd);
 
 void sys_accept(int fd, const struct host_socket *socket);
 void sys_accept_old(int fd, const struct host_socket *socket); /* accept(2) */
+/* connect(2) of a new socket, which becomes `socket`; with its result, that of one that is open. */
+void sys_connect(int fd, const struct host_socket *socket, long result);
 void sys_close(int fd);
 void sys_shutdown(int fd, int how);
 void sys_dup(int fd, int to);
@@ -177,6 +188,8 @@ void sys_thread_exit(void);
  * the pieces hold is readable to the programs for the call's time, and nothing else is.
  */
 void sys_transfer(enum host_call call, int fd, const struct host_piece *pieces, size_t nr, long result, int flags);
+/* Nothing was: `result` is minus an error, or 0. */
+void sys_transfer_fails(enum host_call call, int fd, long result);
 
 /* ---- its probed functions */
 
@@ -204,6 +217,8 @@ void host_signal_generated(int signal, __u32 pid, __u32 tid, bool is_for_process
 /* The programs' settings. */
 void host_exclude_path(unsigned index, const char *path, bool prefix);
 void host_kernel_writes(bool allowed);
+struct propagation;
+void host_propagation(const struct propagation *settings); /* host_reset() sets the default's */
 
 /* ---- between host.c and programs.c */
 

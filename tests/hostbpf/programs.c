@@ -40,6 +40,7 @@ void host_register_maps(void)
 	MAP(connections);
 	MAP(queued_requests);
 	MAP(listening);
+	MAP(own_exports);
 	MAP(root_starts);
 	MAP(manual_spans);
 	MAP(late_ids);
@@ -48,6 +49,8 @@ void host_register_maps(void)
 	host_map_add("events", &events, ELEMENTS(events.type), ELEMENTS(events.max_entries), 0, 0);
 	host_map_add("spans_in_progress", &spans_in_progress, ELEMENTS(spans_in_progress.type),
 		     ELEMENTS(spans_in_progress.max_entries), sizeof(__u32), sizeof(void *));
+	host_map_add("carried", &carried, ELEMENTS(carried.type), ELEMENTS(carried.max_entries), sizeof(__u32),
+		     sizeof(void *));
 }
 
 /* ---- threads and descriptors */
@@ -80,6 +83,10 @@ struct thread {
 	bool readable;
 };
 
+static const struct propagation default_propagation = {
+	.place = {[PROPAGATOR_TRACECONTEXT] = 1, [PROPAGATOR_BAGGAGE] = 2},
+};
+
 static struct process processes[PROCESSES_MAX];
 static struct thread threads[THREADS_MAX];
 static int nr_processes, nr_threads;
@@ -105,6 +112,8 @@ void host_reset_kernel(void)
 		host_set_constant(excluded_paths, none, sizeof(none));
 	if (kernel_writes)
 		host_kernel_writes(false);
+	if (__builtin_memcmp((void *)&propagation, &default_propagation, sizeof(propagation)))
+		host_propagation(&default_propagation);
 	__builtin_memset(processes, 0, sizeof(processes));
 	__builtin_memset(threads, 0, sizeof(threads));
 	nr_processes = nr_threads = 0;
@@ -344,6 +353,14 @@ void sys_accept_old(int fd, const struct host_socket *socket)
 	leave(http_accept, fd);
 }
 
+void sys_connect(int fd, const struct host_socket *socket, long result)
+{
+	if (!host_is_open(fd))
+		host_open(fd, socket);
+	arguments(fd, 0, 0, 0);
+	leave(http_connect, result);
+}
+
 void sys_close(int fd)
 {
 	arguments(fd, 0, 0, 0);
@@ -425,13 +442,20 @@ void sys_thread_exit(void)
 	host_leave();
 }
 
+/* arch/x86/entry/syscalls/syscall_64.tbl */
+static const int call_numbers[CALL_MAX] = {
+	[CALL_READ] = 0,  [CALL_RECVFROM] = 45, [CALL_READV] = 19,  [CALL_RECVMSG] = 47,
+	[CALL_WRITE] = 1, [CALL_SENDTO] = 44,	[CALL_WRITEV] = 20, [CALL_SENDMSG] = 46,
+};
+
+void sys_transfer_fails(enum host_call call, int fd, long result)
+{
+	arguments(fd, 0, 0, 0);
+	leave_call(call < CALLS_IN ? http_in : http_out, call_numbers[call], result);
+}
+
 void sys_transfer(enum host_call call, int fd, const struct host_piece *pieces, size_t nr, long result, int flags)
 {
-	/* arch/x86/entry/syscalls/syscall_64.tbl */
-	static const int numbers[CALL_MAX] = {
-		[CALL_READ] = 0,  [CALL_RECVFROM] = 45, [CALL_READV] = 19,  [CALL_RECVMSG] = 47,
-		[CALL_WRITE] = 1, [CALL_SENDTO] = 44,	[CALL_WRITEV] = 20, [CALL_SENDMSG] = 46,
-	};
 	struct user_msghdr {
 		__u64 name, name_length, iov, nr_iov, control, control_length, flags;
 	} message = {.iov = (__u64)pieces, .nr_iov = nr};
@@ -455,7 +479,7 @@ void sys_transfer(enum host_call call, int fd, const struct host_piece *pieces, 
 		arguments(fd, (__u64)pieces->base, pieces->size, flags);
 	else
 		arguments(fd, with_message ? (__u64)&message : (__u64)pieces, with_message ? (__u64)flags : nr, 0);
-	leave_call(is_in ? http_in : http_out, numbers[call], result < 0 ? all : result);
+	leave_call(is_in ? http_in : http_out, call_numbers[call], result < 0 ? all : result);
 	host_unmap_memory(&message);
 	host_unmap_memory(pieces);
 	for (size_t i = 0; i < nr; i++)
@@ -522,6 +546,16 @@ void host_end_span(__u32 pid, __u64 key, __u64 span_id)
 	end_span(pid, key, span_id);
 }
 
+bool host_is_driver(int fd, __u64 task_key)
+{
+	struct connection_key key = {.pid = host_pid()};
+	struct connection *c;
+
+	socket_of(fd, &key);
+	c = host_map_lookup("connections", &key);
+	return c && is_connection_driver(c, task_key);
+}
+
 /* ---- settings */
 
 void host_exclude_path(unsigned index, const char *path, bool prefix)
@@ -540,6 +574,11 @@ void host_exclude_path(unsigned index, const char *path, bool prefix)
 	if (!prefix && i < EXCLUDED_LENGTH)
 		mask[i] = 0xff;
 	host_set_constant(&excluded_paths[index], &excluded, sizeof(excluded));
+}
+
+void host_propagation(const struct propagation *settings)
+{
+	host_set_constant(&propagation, settings, sizeof(*settings));
 }
 
 void host_kernel_writes(bool allowed)

@@ -21,6 +21,8 @@ class EventKind(IntEnum):
     MANUAL_ROOT = 4
     ADOPTION = 5
     SPAN_SAMPLE = 6
+    CLIENT_SPAN = 7
+    CARRIED = 9
 
 
 class Counter(IntEnum):
@@ -40,20 +42,22 @@ class Counter(IntEnum):
     RESPONSE_WITHOUT_REQUEST = 11
     TLS = 12
     HTTP2 = 13
-    EXCLUDED = 14
-    UNSAMPLED = 15
-    SERVER_SPANS = 16
-    ROOTS_ADOPTED = 17
-    REMOTE_ADOPTED = 18
-    ROOTS_UNSAMPLED = 19
-    ROOTS_SIGNAL_BLOCKED = 20
-    ROOTS_NO_TRACER = 21
-    ROOTS_OWN_ID = 22
-    ROOTS_UNWRITTEN = 23
-    PARENTS_UNWRITTEN = 24
-    ROOTS_DROPPED = 25
-    MANUAL_SPANS = 26
-    MAX = 27
+    CARRIED_FULL = 14
+    EXCLUDED = 15
+    UNSAMPLED = 16
+    SERVER_SPANS = 17
+    ROOTS_ADOPTED = 18
+    REMOTE_ADOPTED = 19
+    ROOTS_UNSAMPLED = 20
+    ROOTS_SIGNAL_BLOCKED = 21
+    ROOTS_NO_TRACER = 22
+    ROOTS_OWN_ID = 23
+    ROOTS_UNWRITTEN = 24
+    PARENTS_UNWRITTEN = 25
+    ROOTS_DROPPED = 26
+    MANUAL_SPANS = 27
+    CLIENT_SPANS = 28
+    MAX = 29
 
 
 class Adoption(IntEnum):
@@ -86,6 +90,7 @@ class SpanFrameKind(IntEnum):
 
     SERVER = 1
     MANUAL = 2
+    CLIENT = 3
 
 
 class HttpMethod(IntEnum):
@@ -110,6 +115,15 @@ class HttpEnd(IntEnum):
     CLOSED = 1
     UPGRADED = 2
     UNFRAMED = 3
+    RESET = 4
+    TIMED_OUT = 5
+
+
+class ConnectionRole(IntEnum):
+    """enum connection_role"""
+
+    SERVER = 0
+    CLIENT = 1
 
 
 class OpaqueReason(IntEnum):
@@ -123,6 +137,16 @@ class OpaqueReason(IntEnum):
     RESPONSE_WITHOUT_REQUEST = 6
     BUSY = 7
     QUEUE_FULL = 8
+
+
+class Propagator(IntEnum):
+    """enum propagator"""
+
+    TRACECONTEXT = 0
+    BAGGAGE = 1
+    B3 = 2
+    JAEGER = 3
+    MAX = 4
 
 
 class ManualRelation(IntEnum):
@@ -194,7 +218,7 @@ class ServerSpanEvent(NamedTuple):
     excluded: int
     traceparents: int
     target_cut: int
-    pad: int
+    remote: int
     method_name: bytes
     host: bytes
     user_agent: bytes
@@ -211,7 +235,7 @@ class ConnectionOpaqueEvent(NamedTuple):
     head_pid: int
     head_at: int
     reason: int
-    pad: int
+    role: int
     addresses_family: int
     addresses_peer_port: int
     addresses_local_port: int
@@ -300,6 +324,29 @@ class SpanSampleEvent(NamedTuple):
 SPAN_SAMPLE_EVENT = Struct("<IIQQQQIBBBB448s")
 
 
+class Carried(NamedTuple):
+    """struct carried, 10280 bytes"""
+
+    head_kind: int
+    head_pid: int
+    head_at: int
+    span_id: int
+    tracestate_length: int
+    baggage_length: int
+    at: int
+    end: int
+    part: int
+    state: int
+    members: int
+    tracestate_invalid: int
+    pad: bytes
+    tracestate: bytes
+    baggage: bytes
+
+
+CARRIED = Struct("<IIQQHHHHHBBB3s2048s8192s")
+
+
 class Target(NamedTuple):
     """struct target, 184 bytes"""
 
@@ -378,3 +425,13 @@ class ListeningKey(NamedTuple):
 
 
 LISTENING_KEY = Struct("<II")
+
+
+class OwnExportKey(NamedTuple):
+    """struct own_export_key, 8 bytes"""
+
+    pid: int
+    port: int
+
+
+OWN_EXPORT_KEY = Struct("<II")

@@ -81,7 +81,7 @@ class Probe:
 
 @dataclass(frozen=True, slots=True)
 class ConnectionOpaque:
-    """A connection is not followed any more; ``peer`` is ``address:port``."""
+    """A connection is not followed any more; ``peer`` is its address, with its port if it is the server."""
 
     reason: str
     peer: str
@@ -118,7 +118,16 @@ class SpanSample:
     memory: bytes
 
 
-Decoded = Span | ConnectionOpaque | ManualRoot | AdoptionChanged | SpanSample
+@dataclass(frozen=True, slots=True)
+class RequestCarried:
+    """What a request brought besides its parent; its server span has just begun."""
+
+    server_span_id: SpanId
+    trace_state: str
+    baggage: str
+
+
+Decoded = Span | ConnectionOpaque | ManualRoot | AdoptionChanged | SpanSample | RequestCarried
 Decoder = Callable[[bytes, Clock, Mapping[int, int]], Decoded]
 """Takes an event's bytes, the clock, and the target's table from stored span kind to SpanKind."""
 
