@@ -343,6 +343,7 @@ class Agent:
     def _encode_target(self, target: Target, layout: SdkLayout | LearnedLayout | None) -> bytes:
         settings = self._settings
         task_id, arguments = target.plan.facts.task_id, target.plan.arguments
+        shows_spans = isinstance(layout, SdkLayout) and layout.shows_spans
         values = dict.fromkeys(events.Target._fields, 0)
         values.update(
             tokio_task_id=task_id.offset_from_fs & (1 << 64) - 1 if task_id else 0,
@@ -359,7 +360,7 @@ class Agent:
             write_mode=_WRITE_NUMBERS[target.writer.mode],
             tracer=target.writer.tracer or 0,
             parent_based=int(settings.sampler.parent_based),
-            wants_manual_spans=int("console" in settings.exports and isinstance(layout, SdkLayout)),
+            wants_manual_spans=int("console" in settings.exports and shows_spans),
             builds_late=int(target.plan.seen_late),
             context_argument=arguments.context if arguments else 0,
             parent_argument=arguments.parent if arguments else 0,
@@ -369,9 +370,11 @@ class Agent:
         if layout:
             for name in values:
                 if name.startswith("layout_") and not name.startswith("layout_pad"):
-                    # One that was learned has no more than what adoption needs.
+                    # One that was learned, or read from code, may have no more than what adoption needs.
                     value = getattr(layout, name.removeprefix("layout_"), None)
                     values[name] = _LAYOUT_ABSENT.get(name, 0xFFFF) if value is None else value
+            if not shows_spans:
+                values["layout_span_status_size"] = 0
         return events.TARGET.pack(*values.values())
 
     def remove(self, target: Target) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import fields, replace
+from weakref import WeakKeyDictionary
 
 from spanweld.image.elf import Image
 from spanweld.image.stripped import SdkFunctions, find_sdk_functions
@@ -11,6 +12,8 @@ from spanweld.image.symbols import Function, find_many, has_symbols
 
 _CRATE = "opentelemetry"
 _BY_CODE = frozenset(field.name for field in fields(SdkFunctions))
+# To find them takes a pass over all code, which probes and layouts ask for.
+_found_by_code: WeakKeyDictionary[Image, SdkFunctions] = WeakKeyDictionary()
 
 
 def locate(image: Image, patterns: Iterable[str]) -> dict[str, list[Function] | str]:
@@ -25,16 +28,15 @@ def locate(image: Image, patterns: Iterable[str]) -> dict[str, list[Function] | 
             pattern: functions or f"it has no function {pattern}"
             for pattern, functions in find_many(image, wanted).items()
         }
-    known: SdkFunctions | None = None
     result: dict[str, list[Function] | str] = {}
     for pattern in wanted:
         name = pattern.rpartition("::")[2]
         if _CRATE not in pattern or name not in _BY_CODE:
             result[pattern] = f"it has no symbols, and {pattern} is not known by its code"
             continue
-        if known is None:
-            known = find_sdk_functions(image)
-        found: Function | str = getattr(known, name)
+        if image not in _found_by_code:
+            _found_by_code[image] = find_sdk_functions(image)
+        found: Function | str = getattr(_found_by_code[image], name)
         if isinstance(found, str):
             result[pattern] = f"it has no symbols, and {name} was not found by its code: {found}"
         else:
