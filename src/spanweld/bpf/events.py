@@ -22,6 +22,7 @@ class EventKind(IntEnum):
     ADOPTION = 5
     SPAN_SAMPLE = 6
     CLIENT_SPAN = 7
+    CARRIED = 9
 
 
 class Counter(IntEnum):
@@ -41,21 +42,22 @@ class Counter(IntEnum):
     RESPONSE_WITHOUT_REQUEST = 11
     TLS = 12
     HTTP2 = 13
-    EXCLUDED = 14
-    UNSAMPLED = 15
-    SERVER_SPANS = 16
-    ROOTS_ADOPTED = 17
-    REMOTE_ADOPTED = 18
-    ROOTS_UNSAMPLED = 19
-    ROOTS_SIGNAL_BLOCKED = 20
-    ROOTS_NO_TRACER = 21
-    ROOTS_OWN_ID = 22
-    ROOTS_UNWRITTEN = 23
-    PARENTS_UNWRITTEN = 24
-    ROOTS_DROPPED = 25
-    MANUAL_SPANS = 26
-    CLIENT_SPANS = 27
-    MAX = 28
+    CARRIED_FULL = 14
+    EXCLUDED = 15
+    UNSAMPLED = 16
+    SERVER_SPANS = 17
+    ROOTS_ADOPTED = 18
+    REMOTE_ADOPTED = 19
+    ROOTS_UNSAMPLED = 20
+    ROOTS_SIGNAL_BLOCKED = 21
+    ROOTS_NO_TRACER = 22
+    ROOTS_OWN_ID = 23
+    ROOTS_UNWRITTEN = 24
+    PARENTS_UNWRITTEN = 25
+    ROOTS_DROPPED = 26
+    MANUAL_SPANS = 27
+    CLIENT_SPANS = 28
+    MAX = 29
 
 
 class Adoption(IntEnum):
@@ -137,6 +139,16 @@ class OpaqueReason(IntEnum):
     QUEUE_FULL = 8
 
 
+class Propagator(IntEnum):
+    """enum propagator"""
+
+    TRACECONTEXT = 0
+    BAGGAGE = 1
+    B3 = 2
+    JAEGER = 3
+    MAX = 4
+
+
 class ManualRelation(IntEnum):
     """enum manual_relation"""
 
@@ -206,7 +218,7 @@ class ServerSpanEvent(NamedTuple):
     excluded: int
     traceparents: int
     target_cut: int
-    pad: int
+    remote: int
     method_name: bytes
     host: bytes
     user_agent: bytes
@@ -310,6 +322,29 @@ class SpanSampleEvent(NamedTuple):
 
 
 SPAN_SAMPLE_EVENT = Struct("<IIQQQQIBBBB448s")
+
+
+class Carried(NamedTuple):
+    """struct carried, 10280 bytes"""
+
+    head_kind: int
+    head_pid: int
+    head_at: int
+    span_id: int
+    tracestate_length: int
+    baggage_length: int
+    at: int
+    end: int
+    part: int
+    state: int
+    members: int
+    tracestate_invalid: int
+    pad: bytes
+    tracestate: bytes
+    baggage: bytes
+
+
+CARRIED = Struct("<IIQQHHHHHBBB3s2048s8192s")
 
 
 class Target(NamedTuple):

@@ -118,7 +118,16 @@ class SpanSample:
     memory: bytes
 
 
-Decoded = Span | ConnectionOpaque | ManualRoot | AdoptionChanged | SpanSample
+@dataclass(frozen=True, slots=True)
+class RequestCarried:
+    """What a request brought besides its parent; its server span has just begun."""
+
+    server_span_id: SpanId
+    trace_state: str
+    baggage: str
+
+
+Decoded = Span | ConnectionOpaque | ManualRoot | AdoptionChanged | SpanSample | RequestCarried
 Decoder = Callable[[bytes, Clock, Mapping[int, int]], Decoded]
 """Takes an event's bytes, the clock, and the target's table from stored span kind to SpanKind."""
 
