@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import selectors
 import sys
@@ -52,6 +53,8 @@ from spanweld.writers.stop import writer as stop_writer
 BPF_OBJECT = Path(__file__).parent / "bpf/objects/spanweld.bpf.o"
 DRAIN_INTERVAL = 0.1
 CLOSE_TIMEOUT = 3.0
+WAKES_UNASKED = 10.0
+"""Seconds for which wakes are followed in a service that may send requests, and has sent none yet."""
 
 _WRITE_NUMBERS = {
     WriteMode.OFF: events.WriteMode.OFF,
@@ -115,7 +118,8 @@ class Target:
     learner: Learner | None = None
     links: list[tuple[Probe, Link]] = field(default_factory=list)
     task_links: list[Link] = field(default_factory=list)
-    follows_wakes: bool = False
+    wake_links: list[Link] = field(default_factory=list)
+    wakes_until: float = math.inf
     pidfd: int = -1
     ended: bool = False
 
@@ -256,7 +260,11 @@ class Agent:
                 listening = self._bpf.map("listening")
                 for port in listening_ports(pid):
                     listening.set(events.LISTENING_KEY.pack(pid, port), b"\1")
-            self._follow_tasks(target, tokio_tasks.INSTRUMENTATION)
+            target.task_links = self._follow(target, tokio_tasks.INSTRUMENTATION)
+            if plan.has_http_client:
+                # Whether it needs them is not known, but the first request out would be too late.
+                self._follow_wakes(target)
+                target.wakes_until = time.monotonic() + WAKES_UNASKED
             # What sees a span begin comes last, and goes first: none begins that is not seen to be built.
             for point in reversed(plan.points):
                 link = self._bpf.attach_uprobe(
@@ -276,37 +284,42 @@ class Agent:
             self._selector.register(descriptor, selectors.EVENT_READ, target)
         return target
 
-    def _follow_tasks(self, target: Target, group: Instrumentation) -> None:
-        """Attaches what follows the tasks of a target, or says what is lost without it."""
+    def _follow(self, target: Target, group: Instrumentation) -> list[Link]:
+        """Attaches a group of what follows the tasks of a target, or says what is lost without it."""
         why_not = target.plan.why_not(group)
         if why_not and target.plan.facts.task_id is not None:
             self._say(f"pid {target.pid}: {_LOST_WITHOUT[group.name]}: {why_not}")
-        for point in target.plan.points_of(group):
-            target.task_links.append(
-                self._bpf.attach_uprobe(
-                    point.probe.program,
-                    target.pid,
-                    target.image,
-                    point.offset,
-                    keeper=self._keeper,
-                    cookie=point.cookie,
-                )
+        return [
+            self._bpf.attach_uprobe(
+                point.probe.program,
+                target.pid,
+                target.image,
+                point.offset,
+                keeper=self._keeper,
+                cookie=point.cookie,
             )
+            for point in target.plan.points_of(group)
+        ]
 
     def _follow_wakes(self, target: Target) -> None:
-        """A program asks for it: it has met a request out whose cause nothing else may tell."""
-        if target.follows_wakes:
+        if target.wake_links:
             return
-        target.follows_wakes = True
         try:
-            self._follow_tasks(target, tokio_tasks.WAKES)
+            target.wake_links = self._follow(target, tokio_tasks.WAKES)
         except HostError as error:
             if is_running(target.pid):
                 self._say(f"pid {target.pid}: {_LOST_WITHOUT[tokio_tasks.WAKES.name]}: {error.message}")
             return
-        if target.plan.points_of(tokio_tasks.WAKES):
+        if target.wake_links:
             # Only now: of what was missed before, nothing is concluded.
             self._bpf.map("wakes_followed").set(_u32(target.pid), bytes(8))
+
+    def _leave_wakes(self, target: Target) -> None:
+        target.wakes_until = math.inf
+        self._bpf.map("wakes_followed").delete(_u32(target.pid))
+        for link in target.wake_links:
+            link.detach()
+        target.wake_links.clear()
 
     def _mode_for(self, plan: Plan, choice: Choice) -> WriteMode:
         """How this target is written to: only ``stop`` reaches ids before spans that are built late."""
@@ -382,6 +395,7 @@ class Agent:
         for _, link in target.links:
             link.detach()
         target.links.clear()
+        self._leave_wakes(target)
         for link in target.task_links:
             link.detach()
         target.task_links.clear()
@@ -394,7 +408,6 @@ class Agent:
         self._drain()
         self._bpf.map("spans_in_progress").delete(_u32(target.pid))
         self._bpf.map("carried").delete(_u32(target.pid))
-        self._bpf.map("wakes_followed").delete(_u32(target.pid))
         self._bpf.map("open_counts").delete(_u32(target.pid))
         _delete_of_pid(self._bpf.map("open_requests"), target.pid, events.OPEN_REQUEST_KEY.unpack, 1)
         _delete_of_pid(self._bpf.map("connections"), target.pid, events.CONNECTION_KEY.unpack, 2)
@@ -442,6 +455,9 @@ class Agent:
                 due = now + DRAIN_INTERVAL
                 for exporter in self._exporters:
                     exporter.poll(now)
+            for target in self._targets.values():
+                if now >= target.wakes_until:
+                    self._leave_wakes(target)
             for target in [target for target in self._targets.values() if target.ended]:
                 self.remove(target)
 
@@ -485,6 +501,7 @@ class Agent:
             elif isinstance(decoded, AdoptionChanged):
                 self._adoption_changed(target, decoded)
             elif isinstance(decoded, WakesWanted):
+                target.wakes_until = math.inf
                 self._follow_wakes(target)
             elif isinstance(decoded, SpanSample):
                 self._learn(target, decoded)

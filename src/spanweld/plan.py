@@ -31,6 +31,10 @@ from spanweld.probes.declaration import Instrumentation, Place, Probe, Release, 
 # Runtimes whose tasks are not followed: what is on a thread is no hint to the request then.
 _OTHER_RUNTIMES = ("async-std", "smol", "monoio", "glommio", "tokio-uring", "compio", "async-global-executor")
 
+# What drives connections in tasks of their own.
+_HTTP_CLIENTS = ("reqwest", "awc")
+_HTTP_CLIENT_NAMES = (b"hyper_util6client6legacy", b"hyper6client4conn")
+
 # All but what follows tasks, which manual spans can do without.
 _OF_SPANS = tuple(
     group for group in REGISTRY if group not in (tokio_tasks.INSTRUMENTATION, tokio_tasks.WAKES)
@@ -73,7 +77,8 @@ class Plan:
     ``seen_late``: what is known of a span before its end are its ids, either since ``tracing`` spans
     are built when they end, or since only what processors are given at its end can be seen. ``learns``: with
     no layout, it is learned in the process, and until then nothing is adopted. ``tasks`` are the probes that
-    follow tasks, which is a matter of its own.
+    follow tasks, which is a matter of its own. ``has_http_client``: it may send requests by connections
+    that it uses again, if only those of its exporter.
     """
 
     facts: ImageFacts
@@ -86,6 +91,7 @@ class Plan:
     seen_late: bool
     learns: bool = False
     tasks: tuple[ProbePlan, ...] = ()
+    has_http_client: bool = False
 
     @property
     def points(self) -> tuple[AttachPoint, ...]:
@@ -151,6 +157,7 @@ def plan_for(image: Image, facts: ImageFacts) -> Plan:
         seen_late=seen_late,
         learns=learns and not why and not way.why_not,
         tasks=_place_on_tasks(image, facts),
+        has_http_client=_has_http_client(image, facts),
     )
 
 
@@ -302,6 +309,12 @@ def _place_on_tasks(image: Image, facts: ImageFacts) -> tuple[ProbePlan, ...]:
         else:
             plans.append(ProbePlan(wakes.name, probe, tuple(places), None))
     return tuple(plans)
+
+
+def _has_http_client(image: Image, facts: ImageFacts) -> bool:
+    if any(facts.crates.get(crate) for crate in _HTTP_CLIENTS):
+        return True
+    return facts.has_symbols and any(contains_name(image, name) for name in _HTTP_CLIENT_NAMES)
 
 
 def _why_wakes_say_nothing(facts: ImageFacts) -> str:

@@ -221,9 +221,7 @@ void host_starts_process(__u32 pid);
 void host_wakes(const void *header);
 
 /* What the programs ask of each other. */
-struct exchange_cause;
-int host_cause_by_tasks(__u32 pid, __u64 task_key, __u32 sender, struct exchange_cause *previous,
-			struct active_spans *found);
+int host_cause_by_tasks(__u32 pid, __u64 task_key, __u32 sender, struct active_spans *found);
 void host_reset_wakes(__u32 pid, __u64 driver);
 bool host_finds_context(__u32 pid, __u64 task_key, struct active_spans *found);
 

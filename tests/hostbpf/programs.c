@@ -575,13 +575,12 @@ void host_wakes(const void *header)
 	host_leave();
 }
 
-int host_cause_by_tasks(__u32 pid, __u64 task_key, __u32 sender, struct exchange_cause *previous,
-			struct active_spans *found)
+int host_cause_by_tasks(__u32 pid, __u64 task_key, __u32 sender, struct active_spans *found)
 {
 	int result;
 
 	host_enter();
-	result = cause_by_tasks(pid, task_key, sender, previous, found);
+	result = cause_by_tasks(pid, task_key, sender, found);
 	host_leave();
 	return result;
 }

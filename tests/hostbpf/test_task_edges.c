@@ -285,7 +285,6 @@ static __u64 request_in(__u64 task, int fd)
 
 TEST(whose_request_a_driver_sends)
 {
-	struct exchange_cause none = {}, previous;
 	struct active_spans found = {};
 	__u64 a, b, driver = 50;
 
@@ -298,25 +297,23 @@ TEST(whose_request_a_driver_sends)
 	wake(21, driver);
 	wake(driver, driver); /* its own say nothing */
 	wake(99, driver); /* nor do those of who works for nobody */
-	CHECK_EQUAL(host_cause_by_tasks(PID, driver, DRIVER_FIRST, &none, &found), CAUSE_FOUND);
+	CHECK_EQUAL(host_cause_by_tasks(PID, driver, DRIVER_FIRST, &found), CAUSE_FOUND);
 	CHECK_EQUAL(found.server.span_id, a);
 	CHECK_EQUAL(found.servers, 0);
 	/* They are used up. */
-	CHECK_EQUAL(host_cause_by_tasks(PID, driver, DRIVER, &none, &found), CAUSE_UNKNOWN);
+	CHECK_EQUAL(host_cause_by_tasks(PID, driver, DRIVER, &found), CAUSE_UNKNOWN);
 	CHECK_EQUAL(host_count(COUNT_CAUSE_UNKNOWN), 1);
 
 	wake(21, driver); /* of the exchange that ends now */
 	host_reset_wakes(PID, driver);
-	previous = (struct exchange_cause){a, a};
 	wake(21, driver); /* late */
 	wake(22, driver);
-	CHECK_EQUAL(host_cause_by_tasks(PID, driver, DRIVER, &previous, &found), CAUSE_FOUND);
+	CHECK_EQUAL(host_cause_by_tasks(PID, driver, DRIVER, &found), CAUSE_FOUND);
 	CHECK_EQUAL(found.server.span_id, b);
 }
 
 TEST(wakes_say_nothing_before_all_are_followed)
 {
-	struct exchange_cause none = {};
 	struct active_spans found = {};
 	__u64 driver = 50;
 
@@ -326,23 +323,22 @@ TEST(wakes_say_nothing_before_all_are_followed)
 	CHECK_EQUAL(host_map_count("wake_records"), 0);
 	follow_wakes(0);
 	wake(21, driver); /* older than that: others may have woken it before */
-	CHECK_EQUAL(host_cause_by_tasks(PID, driver, DRIVER, &none, &found), CAUSE_UNKNOWN);
+	CHECK_EQUAL(host_cause_by_tasks(PID, driver, DRIVER, &found), CAUSE_UNKNOWN);
 	/* With a response's head it begins anew. */
 	host_reset_wakes(PID, driver);
 	wake(21, driver);
-	CHECK_EQUAL(host_cause_by_tasks(PID, driver, DRIVER, &none, &found), CAUSE_FOUND);
+	CHECK_EQUAL(host_cause_by_tasks(PID, driver, DRIVER, &found), CAUSE_FOUND);
 }
 
 TEST(wakes_are_asked_for_once)
 {
-	struct exchange_cause none = {};
 	struct active_spans found = {};
 	__u32 before;
 
 	start();
 	before = host_events();
 	for (int i = 0; i < 3; i++)
-		CHECK_EQUAL(host_cause_by_tasks(PID, 50, DRIVER, &none, &found), CAUSE_NONE);
+		CHECK_EQUAL(host_cause_by_tasks(PID, 50, DRIVER, &found), CAUSE_NONE);
 	CHECK_EQUAL(host_events(), before + 1);
 	CHECK_EQUAL(((const struct event_head *)host_event(before).bytes)->kind, EVENT_WAKES_WANTED);
 	CHECK_EQUAL(host.ring_wakeups, 1);
@@ -350,51 +346,48 @@ TEST(wakes_are_asked_for_once)
 
 TEST(a_new_connections_driver_works_for_who_spawned_it_first)
 {
-	struct exchange_cause none = {};
 	struct active_spans found = {};
 	__u64 a, driver = 50;
 
 	start();
 	a = request_in(21, FD + 1);
 	host_spawns(driver);
-	CHECK_EQUAL(host_cause_by_tasks(PID, driver, DRIVER_FIRST, &none, &found), CAUSE_FOUND);
+	CHECK_EQUAL(host_cause_by_tasks(PID, driver, DRIVER_FIRST, &found), CAUSE_FOUND);
 	CHECK_EQUAL(found.server.span_id, a);
-	CHECK_EQUAL(host_cause_by_tasks(PID, driver, DRIVER, &none, &found), CAUSE_UNKNOWN);
+	CHECK_EQUAL(host_cause_by_tasks(PID, driver, DRIVER, &found), CAUSE_UNKNOWN);
 	/* With another request open, it could be that one's, unless wakes tell. */
 	request_in(22, FD + 2);
-	CHECK_EQUAL(host_cause_by_tasks(PID, driver, DRIVER_FIRST, &none, &found), CAUSE_UNKNOWN);
+	CHECK_EQUAL(host_cause_by_tasks(PID, driver, DRIVER_FIRST, &found), CAUSE_UNKNOWN);
 	follow_wakes(0);
-	CHECK_EQUAL(host_cause_by_tasks(PID, driver, DRIVER_FIRST, &none, &found), CAUSE_FOUND);
+	CHECK_EQUAL(host_cause_by_tasks(PID, driver, DRIVER_FIRST, &found), CAUSE_FOUND);
 }
 
 TEST(who_sends_for_itself)
 {
-	struct exchange_cause none = {};
 	struct active_spans found = {};
 
 	start();
 	in(GET);
 	host_spawns(CHILD);
-	CHECK_EQUAL(host_cause_by_tasks(PID, CHILD, ITSELF, &none, &found), CAUSE_FOUND);
+	CHECK_EQUAL(host_cause_by_tasks(PID, CHILD, ITSELF, &found), CAUSE_FOUND);
 	CHECK_EQUAL(found.server.span_id, server_of(HANDLER).span_id);
-	CHECK_EQUAL(host_cause_by_tasks(PID, 99, ITSELF, &none, &found), CAUSE_NONE);
+	CHECK_EQUAL(host_cause_by_tasks(PID, 99, ITSELF, &found), CAUSE_NONE);
 	out(OK);
-	CHECK_EQUAL(host_cause_by_tasks(PID, CHILD, ITSELF, &none, &found), CAUSE_NONE);
+	CHECK_EQUAL(host_cause_by_tasks(PID, CHILD, ITSELF, &found), CAUSE_NONE);
 	CHECK_EQUAL(host_count(COUNT_CAUSE_UNKNOWN), 0);
 }
 
 TEST(a_driver_that_nobody_woke_while_no_request_is_open)
 {
-	struct exchange_cause none = {};
 	struct active_spans found = {};
 
 	start();
 	follow_wakes(0);
-	CHECK_EQUAL(host_cause_by_tasks(PID, 50, DRIVER, &none, &found), CAUSE_NONE);
+	CHECK_EQUAL(host_cause_by_tasks(PID, 50, DRIVER, &found), CAUSE_NONE);
 	in(GET);
-	CHECK_EQUAL(host_cause_by_tasks(PID, 50, DRIVER, &none, &found), CAUSE_UNKNOWN);
+	CHECK_EQUAL(host_cause_by_tasks(PID, 50, DRIVER, &found), CAUSE_UNKNOWN);
 	out(OK);
-	CHECK_EQUAL(host_cause_by_tasks(PID, 50, DRIVER, &none, &found), CAUSE_NONE);
+	CHECK_EQUAL(host_cause_by_tasks(PID, 50, DRIVER, &found), CAUSE_NONE);
 }
 
 TEST(a_worker_thread_that_was_started_in_a_request_wakes_by_events)
@@ -537,7 +530,6 @@ TEST(the_rule_for_all_wakes)
 
 TEST(more_contexts_than_are_kept_say_nothing)
 {
-	struct exchange_cause previous = {};
 	struct wake_record record = {};
 
 	wakes_reset(&record);
@@ -548,14 +540,13 @@ TEST(more_contexts_than_are_kept_say_nothing)
 			active.span_id = 10 + i;
 		wakes_note(&record, &server, &active);
 	}
-	CHECK_EQUAL(wakes_cause(&record, &previous), -CAUSE_UNKNOWN);
+	CHECK_EQUAL(wakes_cause(&record), -CAUSE_UNKNOWN);
 	wakes_reset(&record);
-	CHECK_EQUAL(wakes_cause(&record, &previous), -CAUSE_NONE);
+	CHECK_EQUAL(wakes_cause(&record), -CAUSE_NONE);
 }
 
 TEST(a_wake_that_is_being_noted_says_nothing_yet)
 {
-	struct exchange_cause previous = {};
 	struct wake_record record = {};
 	struct span_frame server = {.span_id = 1};
 
@@ -563,7 +554,7 @@ TEST(a_wake_that_is_being_noted_says_nothing_yet)
 	record.contexts[0].wakes = WAKE_BEING_NOTED;
 	wakes_note(&record, &server, &server);
 	CHECK_EQUAL(record.contexts[1].wakes, 1);
-	CHECK_EQUAL(wakes_cause(&record, &previous), -CAUSE_UNKNOWN);
+	CHECK_EQUAL(wakes_cause(&record), -CAUSE_UNKNOWN);
 	record.contexts[0] = record.contexts[1]; /* two entries of one context */
-	CHECK_EQUAL(wakes_cause(&record, &previous), 0);
+	CHECK_EQUAL(wakes_cause(&record), 0);
 }

@@ -123,8 +123,7 @@ GLOBAL int begin_request_out(struct connection *c, struct target *target, __u32 
 	c->has_sent = 1;
 	frame.kind = FRAME_CLIENT;
 	frame.span_id = random64() | 1ULL << 63;
-	cause = find_active(pid, task_key, found) ? CAUSE_FOUND
-						  : cause_by_tasks(pid, task_key, sender, &c->previous, found);
+	cause = find_active(pid, task_key, found) ? CAUSE_FOUND : cause_by_tasks(pid, task_key, sender, found);
 	if (cause == CAUSE_FOUND) {
 		frame.trace_id_low = found->active.trace_id_low;
 		frame.trace_id_high = found->active.trace_id_high;
@@ -132,8 +131,6 @@ GLOBAL int begin_request_out(struct connection *c, struct target *target, __u32 
 		frame.remote_parent =
 			found->active.kind == FRAME_CLIENT ? found->active.remote_parent : found->active.span_id;
 		request->server_span_id = found->server.span_id;
-		c->previous.server_span_id = found->server.span_id;
-		c->previous.active_span_id = found->active.span_id;
 		request->task_key = sender == SENDER_ITSELF ? task_key : 0;
 		if (sender == SENDER_ITSELF)
 			push_upon(pid, task_key, &frame, found);
@@ -143,7 +140,6 @@ GLOBAL int begin_request_out(struct connection *c, struct target *target, __u32 
 		frame.flags = (frame.trace_id_low >> 1) < target->sample_below ? TRACE_FLAG_SAMPLED : 0;
 		request->server_span_id = 0;
 		request->task_key = 0;
-		c->previous.server_span_id = c->previous.active_span_id = 0;
 	}
 	request->cause = cause;
 	request->started = bpf_ktime_get_ns();

@@ -92,7 +92,6 @@ struct connection {
 	__u64 user; /* key of the first task that read or wrote it, 0: none has yet */
 	struct request_out request_out;
 	struct active_spans cause; /* scratch of begin_request_out(): the stack is small */
-	struct exchange_cause previous; /* what caused request_out, for the one after it */
 	__u32 queue_head; /* numbers of pipelined requests in `queued_requests` */
 	__u32 queue_tail;
 	struct http_addresses addresses;

@@ -331,8 +331,8 @@ static __always_inline struct wake_record *find_wakes(__u32 pid, __u64 task_key)
 	return bpf_map_lookup_elem(&wake_records, &key);
 }
 
-/* A record that has nothing in it; complete if no wake of the task can have been missed. */
-GLOBAL int begin_wakes(__u32 pid, __u64 task_key, __u32 is_complete)
+/* A record that has nothing in it. `is_open`: what came before it is not known. */
+GLOBAL int begin_wakes(__u32 pid, __u64 task_key, __u32 is_complete, __u32 is_open)
 {
 	static const struct wake_record empty;
 	struct wake_record_key key = {};
@@ -342,9 +342,17 @@ GLOBAL int begin_wakes(__u32 pid, __u64 task_key, __u32 is_complete)
 	key.pid = pid;
 	bpf_map_update_elem(&wake_records, &key, &empty, BPF_NOEXIST);
 	record = bpf_map_lookup_elem(&wake_records, &key);
-	if (record && is_complete)
-		record->is_complete = 1;
+	if (!record)
+		return 0;
+	record->is_complete = is_complete;
+	record->is_open = is_open;
 	return 0;
+}
+
+/* Whether a task was spawned after its wakes were followed. */
+static __always_inline bool is_followed(__u64 first, __u64 task_key)
+{
+	return first && task_key >= first && !(task_key & TASK_KEY_THREAD);
 }
 
 /*
@@ -360,7 +368,7 @@ GLOBAL int note_wake(__u32 pid, __u64 woken, struct active_spans *waker)
 		return 0;
 	record = find_wakes(pid, woken);
 	if (!record) {
-		begin_wakes(pid, woken, *first && woken >= *first && !(woken & TASK_KEY_THREAD));
+		begin_wakes(pid, woken, is_followed(*first, woken), !is_followed(*first, woken));
 		record = find_wakes(pid, woken);
 	}
 	if (record)
@@ -379,29 +387,27 @@ GLOBAL int reset_wakes(__u32 pid, __u64 driver)
 	if (record)
 		wakes_reset(record);
 	else
-		begin_wakes(pid, driver, 1);
+		begin_wakes(pid, driver, 1, 1);
 	return 0;
 }
 
 /* Whose request a driver sends, by its wakes, which that uses up: enum cause. */
-GLOBAL int take_wake_cause(__u32 pid, __u64 driver, struct exchange_cause *previous, struct active_spans *found)
+GLOBAL int take_wake_cause(__u32 pid, __u64 driver, struct active_spans *found)
 {
 	struct wake_record *record = find_wakes(pid, driver);
-	int chosen;
+	int cause;
 
-	if (!previous || !found)
+	if (!record || !found)
 		return CAUSE_NONE;
-	if (!record)
-		return CAUSE_NONE;
-	chosen = wakes_cause(record, previous);
-	if (chosen >= 0 && chosen < WAKE_CONTEXTS) {
-		found->server = record->contexts[chosen & (WAKE_CONTEXTS - 1)].server;
-		found->active = record->contexts[chosen & (WAKE_CONTEXTS - 1)].active;
+	cause = wakes_cause(record);
+	if (cause >= 0 && cause < WAKE_CONTEXTS) {
+		found->server = record->contexts[cause & (WAKE_CONTEXTS - 1)].server;
+		found->active = record->contexts[cause & (WAKE_CONTEXTS - 1)].active;
 		found->servers = 0;
 		found->is_set = 1;
 	}
-	wakes_reset(record);
-	return chosen >= 0 ? CAUSE_FOUND : -chosen;
+	wakes_use(record, cause);
+	return cause >= 0 ? CAUSE_FOUND : -cause;
 }
 
 /* What a task that sends a request is to the connection. */
@@ -411,37 +417,58 @@ enum sender {
 	SENDER_DRIVER, /* … a later one */
 };
 
+/* A driver sends what its spawner caused. */
+GLOBAL int note_first_cause(__u32 pid, __u64 driver, struct active_spans *found)
+{
+	struct wake_context context = {};
+	struct wake_record *record;
+
+	if (!found || !bpf_map_lookup_elem(&wakes_followed, &pid))
+		return 0;
+	if (!find_wakes(pid, driver))
+		begin_wakes(pid, driver, 1, 0);
+	record = find_wakes(pid, driver);
+	if (!record)
+		return 0;
+	context.server = found->server;
+	context.active = found->active;
+	record->is_unknown = 0;
+	record->nr_previous = 0;
+	wakes_add_previous(record, &context);
+	return 0;
+}
+
 /*
  * What caused a request out, where nothing is active on the sending task's own stack with a request
- * of its own: rules 2 to 4 of docs/design.md. `previous` is the cause of the connection's previous
- * exchange. CAUSE_FOUND: `found` is set; CAUSE_UNKNOWN is counted.
+ * of its own: rules 2 to 4 of docs/design.md. CAUSE_FOUND: `found` is set; CAUSE_UNKNOWN is counted.
  */
-GLOBAL int cause_by_tasks(__u32 pid, __u64 task_key, __u32 sender, struct exchange_cause *previous,
-			  struct active_spans *found)
+GLOBAL int cause_by_tasks(__u32 pid, __u64 task_key, __u32 sender, struct active_spans *found)
 {
-	__u64 *followed = bpf_map_lookup_elem(&wakes_followed, &pid);
+	bool followed = bpf_map_lookup_elem(&wakes_followed, &pid) != NULL;
 	struct event_head event = {};
 	struct target *target;
 	int cause = CAUSE_NONE;
 
-	if (!previous || !found)
+	if (!found)
 		return CAUSE_NONE;
-	if (!followed && sender != SENDER_ITSELF) {
-		target = bpf_map_lookup_elem(&targets, &pid);
-		if (target && !__sync_val_compare_and_swap(&target->wants_wakes, 0, 1)) {
-			event.kind = EVENT_WAKES_WANTED;
-			event.pid = pid;
-			event.at = bpf_ktime_get_ns();
-			bpf_ringbuf_output(&events, &event, sizeof(event), BPF_RB_FORCE_WAKEUP);
-		}
+	if (sender == SENDER_ITSELF)
+		return find_context(pid, task_key, found) ? CAUSE_FOUND : CAUSE_NONE;
+	target = bpf_map_lookup_elem(&targets, &pid);
+	if (target && !__sync_val_compare_and_swap(&target->wants_wakes, 0, 1)) {
+		event.kind = EVENT_WAKES_WANTED;
+		event.pid = pid;
+		event.at = bpf_ktime_get_ns();
+		bpf_ringbuf_output(&events, &event, sizeof(event), BPF_RB_FORCE_WAKEUP);
 	}
-	if (sender != SENDER_ITSELF)
-		cause = take_wake_cause(pid, task_key, previous, found);
-	if (cause == CAUSE_NONE && sender != SENDER_DRIVER) {
-		cause = find_context(pid, task_key, found) ? CAUSE_FOUND : CAUSE_NONE;
+	cause = take_wake_cause(pid, task_key, found);
+	if (cause == CAUSE_NONE && sender == SENDER_DRIVER_FIRST) {
+		if (spawner_context(pid, task_key, found))
+			cause = CAUSE_FOUND;
 		/* One request may begin a connection that another is the first to use. */
-		if (cause == CAUSE_FOUND && sender == SENDER_DRIVER_FIRST && !followed && count_open(pid) > 1)
+		if (cause == CAUSE_FOUND && !followed && count_open(pid) > 1)
 			cause = CAUSE_UNKNOWN;
+		if (cause == CAUSE_FOUND)
+			note_first_cause(pid, task_key, found);
 	} else if (cause == CAUSE_NONE && count_open(pid) > 0) {
 		/* Whoever hands over a request may wake the driver after it has written that. */
 		cause = CAUSE_UNKNOWN;

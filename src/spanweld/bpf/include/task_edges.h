@@ -6,11 +6,11 @@
  * that was read, a connection given back), perhaps after the next one has been handed over, and sometimes
  * it writes a request before its sender's wake comes. So wakes are counted, since the last head of a
  * response, by context: by the request that the waking task works for, and by the span that is active there.
- * The cause of the next request out is
+ * The previous exchange's cause is one request, if it was known; else it is one of those that woke the driver
+ * until the response's head came. The cause of the next request out is
  *
- *  - the one request that woke the driver beside the one that caused the previous exchange, if that
- *    woke it at most once;
- *  - the previous one, if no other woke the driver, and it did so at least twice;
+ *  - the one request that woke the driver beside those, if none of them did so twice;
+ *  - of those, the one that woke it, if only one did, and at least twice, and no other request;
  *  - unknown in all other cases.
  *
  * Its parent is the span that was active in all these wakes but those by the previous exchange's own span,
@@ -31,21 +31,28 @@ struct wake_context {
 	__u32 pad;
 };
 
-/* Who woke a task since the last head of a response that it read. */
-struct wake_record {
-	struct wake_context contexts[WAKE_CONTEXTS];
-	__u32 is_full; /* there were more contexts than have room */
-	__u32 is_complete; /* no wake was missed since then */
-};
-
-_Static_assert(sizeof(struct wake_context) == 88, "no hidden padding");
-_Static_assert(sizeof(struct wake_record) == 712, "no hidden padding");
-
-/* The server span, and the active one, of an exchange; 0: there was none, or it is unknown. */
+/* The server span of an exchange's cause, and what was active there. */
 struct exchange_cause {
 	__u64 server_span_id;
 	__u64 active_span_id;
 };
+
+#define PREVIOUS_MAX 4
+
+/* Who woke a task since the last head of a response that it read, and what the exchange before was for. */
+struct wake_record {
+	struct wake_context contexts[WAKE_CONTEXTS];
+	struct exchange_cause previous[PREVIOUS_MAX]; /* one of these caused the previous exchange */
+	__u32 nr_previous;
+	__u32 is_unknown; /* which of them: whoever wakes the task until the head of the response is another */
+	__u32 is_open; /* it may be none of them */
+	__u32 is_full; /* there were more contexts than have room */
+	__u32 is_complete; /* no wake was missed */
+	__u32 pad;
+};
+
+_Static_assert(sizeof(struct wake_context) == 88, "no hidden padding");
+_Static_assert(sizeof(struct wake_record) == 792, "no hidden padding");
 
 enum cause {
 	CAUSE_NONE = 1, /* nothing of which is known that it is a request's */
@@ -77,44 +84,109 @@ SPANS_INLINE void wakes_note(struct wake_record *record, const struct span_frame
 	record->is_full = 1;
 }
 
-/* Forgets all wakes; those that follow are all that count. */
+SPANS_INLINE void wakes_add_previous(struct wake_record *record, const struct wake_context *context)
+{
+	for (int i = 0; i < PREVIOUS_MAX; i++) {
+		if ((__u32)i >= record->nr_previous) {
+			record->previous[i].server_span_id = context->server.span_id;
+			record->previous[i].active_span_id = context->active.span_id;
+			record->nr_previous = i + 1;
+			return;
+		}
+		if (record->previous[i].server_span_id == context->server.span_id &&
+		    record->previous[i].active_span_id == context->active.span_id)
+			return;
+	}
+	record->is_open = 1;
+}
+
+/* Forgets the wakes until now; of an exchange whose cause is unknown, they say whose it can be. */
+SPANS_INLINE void wakes_forget(struct wake_record *record)
+{
+	for (int i = 0; i < WAKE_CONTEXTS; i++) {
+		if (record->is_unknown && record->contexts[i].wakes)
+			wakes_add_previous(record, &record->contexts[i]);
+		record->contexts[i].wakes = 0;
+	}
+	if (record->is_unknown && record->is_full)
+		record->is_open = 1;
+	record->is_full = 0;
+}
+
+/* The head of a response was read: all wakes that follow are seen, and count. */
 SPANS_INLINE void wakes_reset(struct wake_record *record)
 {
-	for (int i = 0; i < WAKE_CONTEXTS; i++)
-		record->contexts[i].wakes = 0;
-	record->is_full = 0;
+	wakes_forget(record);
 	record->is_complete = 1;
 }
 
-/* Index of the context that caused what is sent now, or minus an enum cause. Changes nothing. */
-SPANS_INLINE int wakes_cause(const struct wake_record *record, const struct exchange_cause *previous)
+/* Whether a context can be that of the previous exchange. */
+SPANS_INLINE bool wakes_is_previous(const struct wake_record *record, const struct wake_context *context)
 {
-	__u32 by_previous = 0, candidates = 0;
-	__u64 other = 0, candidate = 0;
+	bool found = record->is_open;
+
+	for (int i = 0; i < PREVIOUS_MAX; i++)
+		if ((__u32)i < record->nr_previous &&
+		    record->previous[i].server_span_id == context->server.span_id)
+			found = true;
+	return found;
+}
+
+SPANS_INLINE bool wakes_is_previous_span(const struct wake_record *record, const struct wake_context *context)
+{
+	bool found = false;
+
+	for (int i = 0; i < PREVIOUS_MAX; i++)
+		if ((__u32)i < record->nr_previous &&
+		    record->previous[i].active_span_id == context->active.span_id)
+			found = true;
+	return found;
+}
+
+SPANS_INLINE __u32 wakes_of(const struct wake_record *record, __u64 server_span_id)
+{
+	__u32 wakes = 0;
+
+	for (int i = 0; i < WAKE_CONTEXTS; i++)
+		if (record->contexts[i].wakes && record->contexts[i].server.span_id == server_span_id)
+			wakes += record->contexts[i].wakes;
+	return wakes;
+}
+
+/* Index of the context that caused what is sent now, or minus an enum cause. Changes nothing. */
+SPANS_INLINE int wakes_cause(const struct wake_record *record)
+{
+	__u64 other = 0, previous = 0, candidate = 0;
+	bool several = false, twice = false;
+	__u32 candidates = 0;
 	int same = -1, chosen = -1;
 
 	if (record->is_full || !record->is_complete)
 		return -CAUSE_UNKNOWN;
 	for (int i = 0; i < WAKE_CONTEXTS; i++) {
 		const struct wake_context *context = &record->contexts[i];
+		__u64 request = context->server.span_id;
 
 		if (!context->wakes)
 			break;
 		if (context->wakes == WAKE_BEING_NOTED)
 			return -CAUSE_UNKNOWN;
-		if (context->server.span_id == previous->server_span_id)
-			by_previous += context->wakes;
-		else if (other && other != context->server.span_id)
+		if (wakes_is_previous(record, context)) {
+			several |= previous && previous != request;
+			twice |= wakes_of(record, request) > 1;
+			previous = request;
+		} else if (other && other != request) {
 			return -CAUSE_UNKNOWN;
-		else
-			other = context->server.span_id;
+		} else {
+			other = request;
+		}
 	}
-	if (!other && !by_previous)
+	if (!other && !previous)
 		return -CAUSE_NONE;
-	if (other ? by_previous > 1 : by_previous < 2)
+	if (other ? twice : several || !twice)
 		return -CAUSE_UNKNOWN;
 	if (!other)
-		other = previous->server_span_id;
+		other = previous;
 	for (int i = 0; i < WAKE_CONTEXTS; i++) {
 		const struct wake_context *context = &record->contexts[i];
 
@@ -122,7 +194,7 @@ SPANS_INLINE int wakes_cause(const struct wake_record *record, const struct exch
 			break;
 		if (context->server.span_id != other)
 			continue;
-		if (context->active.span_id == previous->active_span_id) {
+		if (wakes_is_previous_span(record, context)) {
 			same = i;
 		} else if (context->active.span_id != candidate) {
 			candidate = context->active.span_id;
@@ -133,6 +205,17 @@ SPANS_INLINE int wakes_cause(const struct wake_record *record, const struct exch
 	if (candidates > 1)
 		return -CAUSE_UNKNOWN;
 	return candidates ? chosen : same;
+}
+
+/* A request is sent by that cause, which is the previous one from now on; it uses up the wakes. */
+SPANS_INLINE void wakes_use(struct wake_record *record, int cause)
+{
+	record->is_unknown = cause < 0;
+	record->is_open = !record->is_complete;
+	record->nr_previous = 0;
+	if (cause >= 0)
+		wakes_add_previous(record, &record->contexts[cause & (WAKE_CONTEXTS - 1)]);
+	wakes_forget(record);
 }
 
 #endif
