@@ -24,6 +24,11 @@ from spanweld.layouts.span import describe
 from spanweld.model import SpanKind
 
 SCHEMA = 2
+# Of exported data: what is no place in it. All else of it is aligned to no more than this.
+_VALUES_OF_EXPORTED = frozenset(
+    ("span_name_borrowed", "span_status_size", "status_unset", "status_ok", "status_description_borrowed")
+)
+_ALIGNMENT = 16
 _FIRST_SDK = (0, 18, 0)
 
 
@@ -109,6 +114,16 @@ class SdkLayout:
             return None
         places: dict[str, Any] = {**self.exported, "span_data_size": 0}
         return replace(self, **places)
+
+    @property
+    def exported_size(self) -> int:
+        """No more bytes than these are in exported data: its fields go to its end, up to the alignment."""
+        places = [
+            place
+            for name, place in (self.exported or {}).items()
+            if place is not None and name not in _VALUES_OF_EXPORTED
+        ]
+        return (max(places, default=0) | _ALIGNMENT - 1) + 1
 
 
 def sdk_versions(facts: ImageFacts) -> tuple[str, ...]:
