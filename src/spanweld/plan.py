@@ -9,7 +9,6 @@ from pathlib import Path
 
 from spanweld import layouts
 from spanweld.image import (
-    ExportedData,
     Function,
     Image,
     ImageFacts,
@@ -160,10 +159,7 @@ def _ways(image: Image, release: Release, layout: SdkLayout | str) -> Iterator[_
         return
     # The last way, for which without symbols all vtables are looked at.
     exported = layout.of_exported_data() if isinstance(layout, SdkLayout) else layout
-    data: ExportedData | None = None
-    if isinstance(exported, SdkLayout):
-        texts = (exported.span_name_owned_pointer, exported.status_description_owned_pointer)
-        data = ExportedData(texts, exported.exported_size)
+    data = layout.exported_data if isinstance(layout, SdkLayout) else None
     wanted = _symbols(release, (Seen.EXPORTED,)) - functions.keys()
     functions = {**functions, **locate(image, wanted, data)}
     probes = _place(image, release, Seen.EXPORTED, functions)

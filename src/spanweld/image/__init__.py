@@ -5,12 +5,11 @@ from spanweld.image.elf import Image, Section, Segment
 from spanweld.image.facts import ImageFacts, analyse, examine
 from spanweld.image.language import Language
 from spanweld.image.locate import locate
-from spanweld.image.stripped import ExportedData, SpanArguments, find_span_arguments
+from spanweld.image.stripped import SpanArguments, find_span_arguments
 from spanweld.image.symbols import FoundBy, Function, find_functions, find_many
 from spanweld.image.tls import TaskIdOffset, find_task_id_offset
 
 __all__ = [
-    "ExportedData",
     "FirstInstruction",
     "FoundBy",
     "Function",

@@ -67,6 +67,8 @@ _DATA, _ON_END = 1, 2
 _MAX_CALLS = 16
 _MAX_DEBUG = 1 << 9
 _MAX_NAME = 32
+# In a debug build the code that can panic is in a closure of a closure's caller.
+_GENERATOR_DEPTH = 5
 _MAX_GENERATOR = 1 << 12
 _MAX_FUNCTION = 1 << 16
 # What an honest file comes nowhere near, so that a hostile one costs seconds: vtables that are looked at,
@@ -120,8 +122,8 @@ class ExportedData:
 def find_span_processors(image: Image, data: ExportedData) -> list[Function] | str:
     """``on_end`` of every type that is a span processor, by address; a sentence where there is none.
 
-    It must take over the texts, whether it hands the data on or drops it: it, or what it calls with that address,
-    reads or copies the pointers to them. And it has no business beyond the data.
+    It must take over the texts, whether it hands the data on or drops it: it, or what it calls with that
+    address, reads or copies the pointers to them. And it has no business beyond the data.
     """
     table = FunctionTable(image)
     if not table.starts:
@@ -319,22 +321,28 @@ class _Search:
             for name in _GENERATOR_NAMES
         )
 
-    def _lines(self, start: int, depth: int = 2) -> set[int]:
-        """The lines of the generator's source at which a function, or what it calls, can panic."""
-        function = self._function(start, _MAX_GENERATOR)
-        lines = set()
-        for instruction in decode(self._image, function) if function is not None else ():
-            target: int | None = instruction.near_branch_target
-            if instruction.is_ip_rel_memory_operand and instruction.flow_control != x86.FlowControl.NEXT:
-                target = self._pointers.word(instruction.ip_rel_memory_address)
-            if depth and target is not None and self._table.is_start(target):
-                lines |= self._lines(target, depth - 1)
-            for value in _constants(instruction):
-                path = self._pointers.text(value)
-                if path is not None and _GENERATOR_PLACE.search(path):
-                    # core::panic::Location: file, its length, line and column as u32.
-                    line_and_column = self._pointers.word(value + 16) or 0
-                    lines.add(line_and_column & 0xFFFF_FFFF)
+    def _lines(self, start: int) -> set[int]:
+        """The lines of the generator's source at which a function, or what it refers to, can panic."""
+        lines: set[int] = set()
+        seen = {start}
+        ahead = [start]
+        for _ in range(_GENERATOR_DEPTH):
+            functions = [self._function(address, _MAX_GENERATOR) for address in ahead]
+            ahead = []
+            for function in functions:
+                for instruction in decode(self._image, function) if function is not None else ():
+                    target: int | None = instruction.near_branch_target
+                    if instruction.is_ip_rel_memory_operand:
+                        target = self._pointers.word(instruction.ip_rel_memory_address)
+                    if target is not None and target not in seen and self._table.is_start(target):
+                        seen.add(target)
+                        ahead.append(target)
+                    for value in _constants(instruction):
+                        path = self._pointers.text(value)
+                        if path is not None and _GENERATOR_PLACE.search(path):
+                            # core::panic::Location: file, its length, line and column as u32.
+                            line_and_column = self._pointers.word(value + 16) or 0
+                            lines.add(line_and_column & 0xFFFF_FFFF)
         return lines
 
     def _candidates(self) -> tuple[list[Function], list[Function]]:

@@ -19,6 +19,7 @@ from typing import Any
 
 from spanweld.image.elf import Image
 from spanweld.image.facts import ImageFacts
+from spanweld.image.stripped import ExportedData
 from spanweld.layouts.dwarf import LayoutError
 from spanweld.layouts.span import describe
 from spanweld.model import SpanKind
@@ -116,14 +117,20 @@ class SdkLayout:
         return replace(self, **places)
 
     @property
-    def exported_size(self) -> int:
-        """No more bytes than these are in exported data: its fields go to its end, up to the alignment."""
+    def exported_data(self) -> ExportedData | None:
+        """What is known of exported data as a whole: its fields go to its end, up to the alignment."""
+        data = self.of_exported_data()
+        if data is None or self.exported is None:
+            return None
         places = [
             place
-            for name, place in (self.exported or {}).items()
+            for name, place in self.exported.items()
             if place is not None and name not in _VALUES_OF_EXPORTED
         ]
-        return (max(places, default=0) | _ALIGNMENT - 1) + 1
+        return ExportedData(
+            texts=(data.span_name_owned_pointer, data.status_description_owned_pointer),
+            size=(max(places) | _ALIGNMENT - 1) + 1,
+        )
 
 
 def sdk_versions(facts: ImageFacts) -> tuple[str, ...]:
