@@ -429,10 +429,12 @@ def automatic_only(program: Path, says: str, tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.jsonl"))
 
 
-def test_stripped_debug_build(tmp_path: Path) -> None:
-    program = tmp_path / "lab"
-    subprocess.run(["strip", "-o", program, binary("lab", "debug")], check=True)
-    automatic_only(program, "no symbols", tmp_path)
+def test_stripped_build_in_which_no_generator_is_certain(tmp_path: Path) -> None:
+    subprocess.run(["strip", "-o", tmp_path / "stripped", binary("lab", "release")], check=True)
+    code = (tmp_path / "stripped").read_bytes()
+    assert b"RandomIdGenerator" in code
+    program = executable(tmp_path / "lab", code.replace(b"RandomIdGenerator", b"CustomIdGenerator"))
+    automatic_only(program, "no symbols, and new_trace_id", tmp_path)
 
 
 @pytest.fixture(scope="module")

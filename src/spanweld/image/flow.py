@@ -147,14 +147,18 @@ class Flow:
     """All that the walk has seen, in the order of the walk.
 
     ``copies`` are what calls with the arguments of memcpy, or what is like it, write to fields of arguments,
-    as far as the source is known. ``compares`` are the values that are compared with constants.
-    ``increments_shared``: something is counted up with a locked instruction, as ``Arc::clone`` does.
+    as far as the source is known; ``copied`` is what they read of fields of arguments, wherever it goes.
+    ``jumps`` are those by which the function leaves for another one, as calls. ``compares`` are the values
+    that are compared with constants. ``increments_shared``: something is counted up with a locked
+    instruction, as ``Arc::clone`` does.
     """
 
     reads: list[Access] = field(default_factory=list)
     writes: list[Access] = field(default_factory=list)
     copies: list[Access] = field(default_factory=list)
+    copied: list[Access] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
+    jumps: list[Call] = field(default_factory=list)
     compares: list[tuple[Value, int]] = field(default_factory=list)
     increments_shared: bool = False
 
@@ -165,12 +169,12 @@ _State = dict[tuple[int, int], tuple[Value, int]]
 
 def follow(image: Image, function: Function, resolve: Callable[[int], int | None]) -> Flow:
     """Walk over a function. ``resolve`` gives the address that the loader stores in a slot."""
-    return _follow(image, function, _Walk(resolve, keeps_all=False))
+    return _follow(image, function, _Walk(resolve, function, keeps_all=False))
 
 
 def follow_all(image: Image, function: Function, resolve: Callable[[int], int | None]) -> Flow:
     """The same, with all that may be in each place."""
-    return _follow(image, function, _Walk(resolve, keeps_all=True))
+    return _follow(image, function, _Walk(resolve, function, keeps_all=True))
 
 
 def _follow(image: Image, function: Function, walk: _Walk) -> Flow:
@@ -261,10 +265,11 @@ def _order(blocks: dict[int, _Block], entry: int) -> list[int]:
 
 
 class _Walk:
-    def __init__(self, resolve: Callable[[int], int | None], *, keeps_all: bool) -> None:
+    def __init__(self, resolve: Callable[[int], int | None], function: Function, *, keeps_all: bool) -> None:
         self.flow = Flow()
         self.keeps_all = keeps_all
         self._resolve = resolve
+        self._inside = range(function.address, function.address + function.size)
         self._infos = x86.InstructionInfoFactory()
         self.known: _State = {
             (register, 0): (Pointer(number, 0), 8) for number, register in enumerate(_ARGUMENTS)
@@ -278,15 +283,22 @@ class _Walk:
             self._plain(instruction)
         elif flow in _CALLS:
             self._call(instruction)
+        elif flow == x86.FlowControl.INDIRECT_BRANCH or (
+            flow == x86.FlowControl.UNCONDITIONAL_BRANCH
+            and instruction.near_branch_target not in self._inside
+        ):
+            self.flow.jumps.append(self._called(instruction))
 
-    def _call(self, instruction: x86.Instruction) -> None:
+    def _called(self, instruction: x86.Instruction) -> Call:
+        """A call, or a jump in place of one."""
         target: int | None = None
         slot: Loaded | None = None
-        if instruction.flow_control == x86.FlowControl.CALL:
+        if instruction.op0_kind == x86.OpKind.NEAR_BRANCH64:
             target = instruction.near_branch_target
         elif instruction.op_kind(0) == x86.OpKind.REGISTER:
             value = self._get(instruction.op0_register)
             slot = value if isinstance(value, Loaded) else None
+            target = value.value if isinstance(value, Number) else None
         elif instruction.is_ip_rel_memory_operand:
             target = self._resolve(instruction.memory_displacement)
         else:
@@ -295,8 +307,12 @@ class _Walk:
                 slot = _load(place[0], place[1], 8)
         arguments = tuple(self._get(register) for register in _ARGUMENTS)
         pointed = tuple(self._pointed(arguments)) if self.keeps_all else ()
-        self.flow.calls.append(Call(instruction.ip, target, slot, arguments, pointed))
-        self._copy(*arguments[:3])
+        return Call(instruction.ip, target, slot, arguments, pointed)
+
+    def _call(self, instruction: x86.Instruction) -> None:
+        call = self._called(instruction)
+        self.flow.calls.append(call)
+        self._copy(*call.arguments[:3])
         for register in _CLOBBERED:
             self.known.pop((register, 0), None)
         for key in [key for key in self.known if _R.ZMM0 <= key[0] <= _R.ZMM31]:
@@ -314,7 +330,11 @@ class _Walk:
                         yield Access(Pointer(number, 0), offset - pointer.offset, size, value)
 
     def _copy(self, to: Value | None, source: Value | None, size: Value | None) -> None:
-        if not (isinstance(to, Pointer) and isinstance(source, Pointer) and isinstance(size, Number)):
+        if not (isinstance(source, Pointer) and isinstance(size, Number)):
+            return
+        if source.base >= 0 and size.value <= _MAX_COPY:
+            self.flow.copied.append(Access(Pointer(source.base, 0), source.offset, size.value))
+        if not isinstance(to, Pointer):
             return
         if to.base < 0 or size.value > _MAX_COPY:
             return
@@ -463,6 +483,10 @@ class _Walk:
             return Number(int(instruction.immediate(operand)) & _MASK)
         if kind != x86.OpKind.MEMORY:
             return None
+        if instruction.is_ip_rel_memory_operand and instruction.memory_size == x86.MemorySize.UINT64:
+            # Most often the global offset table's, of a function that is called by a register.
+            word = self._resolve(instruction.ip_rel_memory_address)
+            return Number(word) if word else None
         place = self._place(instruction)
         if place is None:
             return None

@@ -20,12 +20,18 @@ from typing import Any
 
 from spanweld.image.elf import Image
 from spanweld.image.facts import ImageFacts
+from spanweld.image.stripped import ExportedData
 from spanweld.layouts.code import SPAN_KINDS, CodeError, derive
 from spanweld.layouts.dwarf import LayoutError
 from spanweld.layouts.span import describe
 from spanweld.model import SpanKind
 
 SCHEMA = 2
+# Of exported data: what is no place in it. All else of it is aligned to no more than this.
+_VALUES_OF_EXPORTED = frozenset(
+    ("span_name_borrowed", "span_status_size", "status_unset", "status_ok", "status_description_borrowed")
+)
+_ALIGNMENT = 16
 _FIRST_SDK = (0, 18, 0)
 _CERTAIN = "certain"
 
@@ -131,6 +137,25 @@ class SdkLayout:
             return None
         places: dict[str, Any] = {**self.exported, "span_data_size": 0}
         return replace(self, **places)
+
+    @property
+    def exported_data(self) -> ExportedData | None:
+        """What is known of exported data as a whole: its fields go to its end, up to the alignment."""
+        data = self.of_exported_data()
+        if data is None or self.exported is None:
+            return None
+        name, description = data.span_name_owned_pointer, data.status_description_owned_pointer
+        if name is None or description is None:
+            return None
+        places = [
+            place
+            for field, place in self.exported.items()
+            if place is not None and field not in _VALUES_OF_EXPORTED
+        ]
+        return ExportedData(
+            texts=(name, description),
+            size=(max(places) | _ALIGNMENT - 1) + 1,
+        )
 
 
 # What the code may not show.
