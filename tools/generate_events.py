@@ -29,6 +29,7 @@ STRUCTS = (
     "target",
     "connection_key",
     "listening_key",
+    "own_export_key",
 )
 ENUMS = (
     "event_kind",
@@ -39,6 +40,7 @@ ENUMS = (
     "span_frame_kind",
     "http_method",
     "http_end",
+    "connection_role",
     "opaque_reason",
     "manual_relation",
     "manual_status",

@@ -161,6 +161,8 @@ bool host_is_open(int fd);
 
 void sys_accept(int fd, const struct host_socket *socket);
 void sys_accept_old(int fd, const struct host_socket *socket); /* accept(2) */
+/* connect(2) of a new socket, which becomes `socket`; with its result, that of one that is open. */
+void sys_connect(int fd, const struct host_socket *socket, long result);
 void sys_close(int fd);
 void sys_shutdown(int fd, int how);
 void sys_dup(int fd, int to);

@@ -40,6 +40,7 @@ void host_register_maps(void)
 	MAP(connections);
 	MAP(queued_requests);
 	MAP(listening);
+	MAP(own_exports);
 	MAP(root_starts);
 	MAP(manual_spans);
 	MAP(late_ids);
@@ -342,6 +343,14 @@ void sys_accept_old(int fd, const struct host_socket *socket)
 	host_open(fd, socket);
 	arguments(3, 0, 0, 0);
 	leave(http_accept, fd);
+}
+
+void sys_connect(int fd, const struct host_socket *socket, long result)
+{
+	if (!host_is_open(fd))
+		host_open(fd, socket);
+	arguments(fd, 0, 0, 0);
+	leave(http_connect, result);
 }
 
 void sys_close(int fd)
