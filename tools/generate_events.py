@@ -30,6 +30,8 @@ STRUCTS = (
     "connection_key",
     "listening_key",
     "own_export_key",
+    "inject_key",
+    "inject_event",
 )
 ENUMS = (
     "event_kind",
@@ -42,6 +44,7 @@ ENUMS = (
     "http_end",
     "connection_role",
     "opaque_reason",
+    "inject_notice",
     "manual_relation",
     "manual_status",
     "layout_check",

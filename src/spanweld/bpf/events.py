@@ -22,6 +22,7 @@ class EventKind(IntEnum):
     ADOPTION = 5
     SPAN_SAMPLE = 6
     CLIENT_SPAN = 7
+    INJECT = 8
 
 
 class Counter(IntEnum):
@@ -55,7 +56,11 @@ class Counter(IntEnum):
     ROOTS_DROPPED = 25
     MANUAL_SPANS = 26
     CLIENT_SPANS = 27
-    MAX = 28
+    REQUESTS_INJECTED = 28
+    REQUESTS_OWN = 29
+    REQUESTS_BARE = 30
+    INJECT_REFUSED = 31
+    MAX = 32
 
 
 class Adoption(IntEnum):
@@ -135,6 +140,13 @@ class OpaqueReason(IntEnum):
     RESPONSE_WITHOUT_REQUEST = 6
     BUSY = 7
     QUEUE_FULL = 8
+
+
+class InjectNotice(IntEnum):
+    """enum inject_notice"""
+
+    LET_GO = 1
+    OLD_CONNECTION = 2
 
 
 class ManualRelation(IntEnum):
@@ -313,7 +325,7 @@ SPAN_SAMPLE_EVENT = Struct("<IIQQQQIBBBB448s")
 
 
 class Target(NamedTuple):
-    """struct target, 184 bytes"""
+    """struct target, 192 bytes"""
 
     tokio_task_id: int
     tokio_task_tag: int
@@ -334,6 +346,8 @@ class Target(NamedTuple):
     samples: int
     astray_distance: int
     ends_astray: int
+    inject: int
+    said_old_connection: int
     pad: int
     layout_context_trace_id: int
     layout_context_span_id: int
@@ -367,7 +381,7 @@ class Target(NamedTuple):
     layout_pad_end: int
 
 
-TARGET = Struct("<QQQIIIIIIIIIIHHIIIIIHHHHHHHHHHHHHHHHHHHHHHIQQQQQII")
+TARGET = Struct("<QQQIIIIIIIIIIHHIIIIIIIHHHHHHHHHHHHHHHHHHHHHHIQQQQQII")
 
 
 class ConnectionKey(NamedTuple):
@@ -400,3 +414,28 @@ class OwnExportKey(NamedTuple):
 
 
 OWN_EXPORT_KEY = Struct("<II")
+
+
+class InjectKey(NamedTuple):
+    """struct inject_key, 16 bytes"""
+
+    cookie: int
+    pid: int
+    pad: int
+
+
+INJECT_KEY = Struct("<QII")
+
+
+class InjectEvent(NamedTuple):
+    """struct inject_event, 32 bytes"""
+
+    head_kind: int
+    head_pid: int
+    head_at: int
+    cookie: int
+    notice: int
+    pad: int
+
+
+INJECT_EVENT = Struct("<IIQQII")

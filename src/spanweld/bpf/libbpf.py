@@ -21,6 +21,7 @@ from spanweld.model import FileOffset, Pid
 
 BPF_MAP_TYPE_ARRAY = 2
 BPF_F_MMAPABLE = 1024
+BPF_SK_MSG_VERDICT = 7
 BTF_KIND_STRUCT = 4
 
 _PRINT = ctypes.CFUNCTYPE(c_int, c_int, c_char_p, c_void_p)
@@ -69,6 +70,11 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "bpf_map_delete_elem": (c_int, (c_int, c_void_p)),
     "bpf_map_get_next_key": (c_int, (c_int, c_void_p, c_void_p)),
     "bpf_obj_pin": (c_int, (c_int, c_char_p)),
+    "bpf_map__set_autocreate": (c_int, (c_void_p, c_bool)),
+    "bpf_prog_attach": (c_int, (c_int, c_int, c_int, c_uint32)),
+    "bpf_program__fd": (c_int, (c_void_p,)),
+    "bpf_program__set_autoload": (c_int, (c_void_p, c_bool)),
+    "bpf_program__attach_cgroup": (c_void_p, (c_void_p, c_int)),
     "bpf_program__name": (c_char_p, (c_void_p,)),
     "bpf_program__attach_tracepoint": (c_void_p, (c_void_p, c_char_p, c_char_p)),
     "bpf_program__attach": (c_void_p, (c_void_p,)),
@@ -220,6 +226,7 @@ class BpfObject:
             library.bpf_object__open_file(str(path).encode(), None), f"cannot open {path.name}"
         )
         self._inner_maps: dict[str, BpfMap] = {}
+        self.left_out = ""
 
     def __enter__(self) -> BpfObject:
         return self
@@ -251,6 +258,15 @@ class BpfObject:
         self._inner_maps[outer] = self._describe(
             outer, self.library.bpf_map__inner_map(outer_map), closed=True
         )
+
+    def leave_out(self, programs: Iterable[str], maps: Iterable[str], why: str) -> None:
+        """Does without some programs, and maps that only they use; only before ``load``. ``left_out`` says why."""
+        for name in programs:
+            self.library.bpf_program__set_autoload(self._program(name), False)
+        for name in maps:
+            found = self.library.bpf_object__find_map_by_name(self._object, name.encode())
+            self.library.bpf_map__set_autocreate(found, False)
+        self.left_out = why
 
     def load(self) -> None:
         """Loads every program; HostError with the verifier's last lines if one is refused."""
@@ -316,6 +332,25 @@ class BpfObject:
             )
             for tracepoint in tracepoints
         ]
+
+    def attach_cgroup(self, program: str, cgroup: Path) -> Link:
+        """Attaches a program to a cgroup and all below it, beside those of others."""
+        descriptor = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            pointer = self.library.bpf_program__attach_cgroup(self._program(program), descriptor)
+            return Link(
+                self.library, self.library.check_pointer(pointer, f"cannot attach {program} to {cgroup}")
+            )
+        finally:
+            os.close(descriptor)
+
+    def attach_to_sockets(self, program: str, sockets: BpfMap) -> None:
+        """Attaches a program to what is sent by the sockets of a map; it goes with the map."""
+        program_fd = self.library.bpf_program__fd(self._program(program))
+        self.library.check(
+            self.library.bpf_prog_attach(program_fd, sockets.fd, BPF_SK_MSG_VERDICT, 0),
+            f"cannot attach {program} to {sockets.name}",
+        )
 
     def attach_uprobe(
         self, program: str, pid: Pid, image: Path, offset: FileOffset, keeper: LinkKeeper | None = None

@@ -13,11 +13,12 @@ from spanweld.model import Span, SpanContext, SpanId
 
 
 class Place(Enum):
-    """Where in a function, or that the program's own section names a tracepoint."""
+    """Where in a function, or that the program's own section names a tracepoint, or what sockets do."""
 
     ENTRY = "entry"
     RETURNS = "returns"
     TRACEPOINT = "tracepoint"
+    SOCKETS = "sockets"
 
 
 class Seen(Enum):
@@ -51,7 +52,7 @@ class Probe:
     """One BPF program and its place.
 
     ``symbol`` is the demangled path of a function, without hash, as ``image.find_functions`` takes it;
-    None for a tracepoint. ``since`` and ``before`` bound the releases of the crate that have the function
+    None for a tracepoint and for sockets. ``since`` and ``before`` bound the releases of the crate that have the function
     under this path. ``seen`` are the ways of seeing spans that need it; none: it is always needed.
     ``returned_early``: the stop writer makes the function return at its first
     instruction, which must allow it. ``until_verified``: taken off once the layout is verified, unless
@@ -118,7 +119,19 @@ class SpanSample:
     memory: bytes
 
 
-Decoded = Span | ConnectionOpaque | ManualRoot | AdoptionChanged | SpanSample
+@dataclass(frozen=True, slots=True)
+class SocketLetGo:
+    """A socket of the target needs no headers any more; ``cookie`` is the kernel's number of it."""
+
+    cookie: int
+
+
+@dataclass(frozen=True, slots=True)
+class OldConnection:
+    """A request went out on a connection that is older than the agent, without a header."""
+
+
+Decoded = Span | ConnectionOpaque | ManualRoot | AdoptionChanged | SpanSample | SocketLetGo | OldConnection
 Decoder = Callable[[bytes, Clock, Mapping[int, int]], Decoded]
 """Takes an event's bytes, the clock, and the target's table from stored span kind to SpanKind."""
 

@@ -85,6 +85,9 @@ struct connection {
 	__u64 connected_by; /* key of the task that connected it; 0: it is older than the agent */
 	__u64 user; /* key of the first task that read or wrote it, 0: none has yet */
 	struct request_out request_out;
+	__u32 sent; /* bytes that the target was told to have written, modulo 2^32 */
+	__u8 injected; /* the next request got a header of ours */
+	__u8 pad[3];
 	__u32 queue_head; /* numbers of pipelined requests in `queued_requests` */
 	__u32 queue_tail;
 	struct http_addresses addresses;

@@ -98,6 +98,8 @@ struct target {
 	/* Of spans that ended in a row unknown, while a known one lay beside: how many, and how far. */
 	__u32 astray_distance;
 	__u32 ends_astray;
+	__u32 inject; /* requests out get headers */
+	__u32 said_old_connection; /* 1: that a connection is older than the agent; set by programs */
 	__u32 pad;
 	struct sdk_layout layout;
 };
