@@ -101,6 +101,7 @@ def _try_transfers() -> str:
         server = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         client = stack.enter_context(socket.create_connection(server.getsockname(), _TIMEOUT))
         accepted = stack.enter_context(server.accept()[0])
+        client.setblocking(False)
         accepted.settimeout(_TIMEOUT)
         for request, is_injected in requests:
             came = _transfer(client, accepted, request, len(request) + is_injected * _LINE_LENGTH)
@@ -112,7 +113,10 @@ def _try_transfers() -> str:
             if came != request:
                 return "a transfer over the loopback did not arrive as it was sent"
             accepted.sendall(_RESPONSE)
-            if client.recv(len(_RESPONSE)) != _RESPONSE:
+            client.settimeout(_TIMEOUT)
+            came = client.recv(len(_RESPONSE))
+            client.setblocking(False)
+            if came != _RESPONSE:
                 return "a response over the loopback did not arrive as it was sent"
     return ""
 
@@ -121,16 +125,15 @@ _LINE_LENGTH = len(b"traceparent: 00--\r\n") + 32 + 16 + len(b"-00")
 
 
 def _transfer(client: socket.socket, server: socket.socket, data: bytes, size: int) -> bytes:
-    """What of ``data`` comes out at the other end, up to ``size`` bytes; sent as an event loop does, in parts."""
+    """What of ``data`` arrives, up to ``size`` bytes; sent without waiting, as an event loop does."""
     waiting = memoryview(data)
     came = bytearray()
     while len(came) < size:
         if waiting:
             with contextlib.suppress(BlockingIOError):
-                waiting = waiting[client.send(waiting, socket.MSG_DONTWAIT) :]
-        with contextlib.suppress(BlockingIOError):
-            part = server.recv(_PIECE, socket.MSG_DONTWAIT if waiting else 0)
-            if not part:
-                break
-            came += part
+                waiting = waiting[client.send(waiting) :]
+        part = server.recv(_PIECE)
+        if not part:
+            break
+        came += part
     return bytes(came)

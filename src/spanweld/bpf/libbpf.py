@@ -260,7 +260,7 @@ class BpfObject:
         )
 
     def leave_out(self, programs: Iterable[str], maps: Iterable[str], why: str) -> None:
-        """Does without some programs, and maps that only they use; only before ``load``. ``left_out`` says why."""
+        """Does without programs, and maps that only they use; ``left_out`` says why. Only before ``load``."""
         for name in programs:
             self.library.bpf_program__set_autoload(self._program(name), False)
         for name in maps:

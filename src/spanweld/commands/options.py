@@ -61,7 +61,7 @@ def tracing_options(function: Function) -> Function:
             default=InjectMode.AUTO.value,
             envvar="SPANWELD_INJECT",
             show_default=True,
-            help="Whether requests that the service sends get a traceparent header, unless it wrote one itself. "
+            help="Whether requests that the service sends get a traceparent header, unless it wrote one. "
             "auto: where a trial at start shows that this kernel does not harm transfers.",
         ),
         click.option(

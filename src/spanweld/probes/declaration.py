@@ -52,8 +52,8 @@ class Probe:
     """One BPF program and its place.
 
     ``symbol`` is the demangled path of a function, without hash, as ``image.find_functions`` takes it;
-    None for a tracepoint and for sockets. ``since`` and ``before`` bound the releases of the crate that have the function
-    under this path. ``seen`` are the ways of seeing spans that need it; none: it is always needed.
+    None for a tracepoint and for sockets. ``since`` and ``before`` bound the releases of the crate that have
+    the function under this path. ``seen`` are the ways of seeing spans that need it; none: always.
     ``returned_early``: the stop writer makes the function return at its first
     instruction, which must allow it. ``until_verified``: taken off once the layout is verified, unless
     spans are built late. ``tracepoints`` are those of system calls (``sys_exit_read``) that a program serves;

@@ -12,6 +12,9 @@
 #include "http_client.bpf.h"
 #include "http_inject.bpf.h"
 
+#define IPPROTO_TCP 6
+#define TCP_NODELAY 1
+
 #define HEAD_STEPS 1024 /* lines, and pieces of LINE_STEP bytes, of one head */
 #define HEAD_PULLED 16384 /* bytes of a message that are made contiguous to find the end of a head */
 #define TRACEPARENT_LENGTH 70 /* "traceparent: 00-", 32 digits, '-', 16, '-', 2, CR LF */
@@ -108,6 +111,7 @@ static __always_inline int connected(struct bpf_sock_ops *ops)
 	struct inject_state *state;
 	struct inject_key key = {};
 	struct bpf_sock *sk;
+	int on = 1;
 
 	sk = ops->sk;
 	if (!sk)
@@ -117,7 +121,12 @@ static __always_inline int connected(struct bpf_sock_ops *ops)
 		return 1;
 	key.cookie = state->cookie;
 	key.pid = state->key.pid;
-	if (bpf_sock_hash_update(ops, &inject_sockets, &key, BPF_ANY))
+	/*
+	 * On its way through inject_message the kernel cuts a message where its pages end, and each piece may leave as
+	 * a small segment. Nagle's algorithm would hold the next one until the peer acknowledges it, 40 ms later.
+	 */
+	if (bpf_setsockopt(ops, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on)) ||
+	    bpf_sock_hash_update(ops, &inject_sockets, &key, BPF_ANY))
 		count(COUNT_INJECT_REFUSED);
 	return 1;
 }
@@ -354,8 +363,8 @@ static __always_inline int push_text(struct sk_msg_md *msg, struct connection *c
 	if (state->left)
 		return bpf_msg_pop_data(msg, place, length, 0) ? SK_DROP : SK_PASS;
 	/*
-	 * In one piece again, as the head was: each piece would be a segment of its own, and the second
-	 * wait for a delayed acknowledgement of the first (Nagle). If there is no memory for it, be it so.
+	 * In one piece again, as the head was: each piece would be a segment of its own. If there is no
+	 * memory for it, be it so.
 	 */
 	bpf_msg_pull_data(msg, 0, place + length + 1, 0);
 	state->pushed += length;
