@@ -81,6 +81,9 @@ struct span_frame;
 void host_push_span(__u32 pid, __u64 key, struct span_frame *frame);
 void host_end_span(__u32 pid, __u64 key, __u64 span_id);
 
+/* Whether that task reads and writes the running process's connection for others. */
+bool host_is_driver(int fd, __u64 task_key);
+
 /* Sets a `const volatile` setting of the programs, as libbpf does before it loads them. */
 void host_set_constant(const volatile void *address, const void *value, size_t size);
 
@@ -179,6 +182,8 @@ void sys_thread_exit(void);
  * the pieces hold is readable to the programs for the call's time, and nothing else is.
  */
 void sys_transfer(enum host_call call, int fd, const struct host_piece *pieces, size_t nr, long result, int flags);
+/* Nothing was: `result` is minus an error, or 0. */
+void sys_transfer_fails(enum host_call call, int fd, long result);
 
 /* ---- its probed functions */
 

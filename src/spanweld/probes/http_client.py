@@ -94,6 +94,7 @@ def _add_url(attributes: dict[str, AttributeValue], event: ServerSpanEvent) -> N
     attributes["url.full"] = f"{scheme}://{credentials}{host}{path}{question}{redacted(query)}"
     if host:
         add_host(attributes, host)
+    if event.addresses_family != socket.AF_UNIX:
         attributes.setdefault("server.port", _HTTP_PORT)
 
 

@@ -925,6 +925,8 @@ static long scan_step(__u32 index, void *context)
 		/* A method begins so; a server may also be sent empty lines first. */
 		if (c->role == ROLE_CLIENT && !s->is_out && (d->line[0] < 'A' || d->line[0] > 'Z')) {
 			make_opaque(c, false, OPAQUE_FRAMING);
+			if (!c->requests_open)
+				c->out.state = OPAQUE;
 			return 1;
 		}
 		if (!d->started)
