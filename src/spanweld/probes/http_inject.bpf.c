@@ -208,7 +208,8 @@ static long head_step(__u32 index, void *context)
 	if (!state->place) {
 		request = &c->requests[(c->active ^ 1) & 1];
 		clear_request(request);
-		if (parse_request_line(d, request) || request->method == METHOD_CONNECT || is_own_export(c, request))
+		if (parse_request_line(d, request) || request->method == METHOD_CONNECT ||
+		    is_own_export(c, request))
 			return 1;
 	}
 	return head_line(state, d);
@@ -327,7 +328,7 @@ static long write_step(__u32 index, void *context)
 	if (left >= 8) {
 		if (data + 8 > end)
 			return 1;
-		*(__u64 *)data = word;
+		store64(data, word);
 		state->from += 8;
 		state->at += 8;
 		state->left -= 8;
@@ -400,7 +401,7 @@ static __always_inline int inject(struct sk_msg_md *msg, struct connection *c, s
 	return push_text(msg, c, state, TRACEPARENT_LENGTH);
 }
 
-static __always_inline void let_go(struct inject_state *state)
+static __always_inline void let_socket_go(struct inject_state *state)
 {
 	struct inject_event event = {};
 
@@ -432,7 +433,7 @@ int inject_message(struct sk_msg_md *msg)
 	if (!c)
 		return SK_PASS;
 	if (c->in.state == OPAQUE) {
-		let_go(state);
+		let_socket_go(state);
 		return SK_PASS;
 	}
 	if (c->in.state != START_LINE || c->in.line_length)

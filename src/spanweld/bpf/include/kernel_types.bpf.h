@@ -157,6 +157,7 @@ struct sock {
 };
 
 struct tcp_sock {
+	struct sock sk; /* so much is certain: it is the beginning */
 	__u32 notsent_lowat;
 	__u32 snd_nxt;
 	__u32 write_seq;
@@ -172,6 +173,7 @@ struct inode {
 };
 
 struct socket_alloc {
+	struct socket socket;
 	struct inode vfs_inode;
 };
 
