@@ -88,6 +88,7 @@ struct connection {
 	__u32 sent; /* bytes that the target was told to have written, modulo 2^32 */
 	__u8 injected; /* the next request got a header of ours */
 	__u8 pad[3];
+	struct active_spans cause; /* scratch of begin_request_out(): the stack is small */
 	__u32 queue_head; /* numbers of pipelined requests in `queued_requests` */
 	__u32 queue_tail;
 	struct http_addresses addresses;
