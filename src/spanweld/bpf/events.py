@@ -22,7 +22,7 @@ class EventKind(IntEnum):
     ADOPTION = 5
     SPAN_SAMPLE = 6
     CLIENT_SPAN = 7
-    INJECT = 8
+    INJECT = 10
 
 
 class Counter(IntEnum):

@@ -10,7 +10,7 @@ enum event_kind {
 	EVENT_ADOPTION = 5,
 	EVENT_SPAN_SAMPLE = 6,
 	EVENT_CLIENT_SPAN = 7,
-	EVENT_INJECT = 8,
+	EVENT_INJECT = 10,
 };
 
 struct event_head {
