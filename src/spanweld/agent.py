@@ -23,7 +23,7 @@ from spanweld.bpf.ring import RingReader
 from spanweld.errors import HostError, SpanweldError, TargetError, UsageError
 from spanweld.exporters import Exporter, make_exporters
 from spanweld.image import SpanArguments
-from spanweld.join import RootLinks
+from spanweld.join import CarriedContexts, RootLinks
 from spanweld.layouts import SdkLayout
 from spanweld.layouts.learned import LearnedLayout, Learner, Sample
 from spanweld.model import Origin, Pid, Resource, Span, SpanKind
@@ -37,6 +37,7 @@ from spanweld.probes.declaration import (
     OldConnection,
     Place,
     Probe,
+    RequestCarried,
     SocketLetGo,
     SpanSample,
 )
@@ -44,7 +45,7 @@ from spanweld.probes.http_client import own_exports
 from spanweld.process.find import is_running
 from spanweld.process.listening import listening_ports
 from spanweld.resource import make_resource, read_host, read_process
-from spanweld.settings import AdoptMode, InjectMode, Settings, WriteMode
+from spanweld.settings import AdoptMode, InjectMode, Propagator, Settings, WriteMode
 from spanweld.writers import Choice, Writer, choose
 from spanweld.writers import kernel as kernel_writer
 from spanweld.writers.stop import writer as stop_writer
@@ -57,6 +58,14 @@ _WRITE_NUMBERS = {
     WriteMode.OFF: events.WriteMode.OFF,
     WriteMode.KERNEL: events.WriteMode.KERNEL,
     WriteMode.STOP: events.WriteMode.STOP,
+}
+
+_PROPAGATOR_NUMBERS = {
+    Propagator.TRACECONTEXT: events.Propagator.TRACECONTEXT,
+    Propagator.BAGGAGE: events.Propagator.BAGGAGE,
+    Propagator.B3: events.Propagator.B3,
+    Propagator.B3_MULTI: events.Propagator.B3,
+    Propagator.JAEGER: events.Propagator.JAEGER,
 }
 
 # What the counters say when the agent ends; those not here are no reason for a message.
@@ -77,6 +86,7 @@ _COUNTER_TEXTS = {
     events.Counter.HTTP2: "connections spoke HTTP/2",
     events.Counter.REQUESTS_BARE: "requests out got no headers: on an older connection, or not as a whole",
     events.Counter.INJECT_REFUSED: "connections out could not be given headers: the kernel refused them",
+    events.Counter.CARRIED_FULL: "requests' tracestate and baggage were left behind: there were too many",
     events.Counter.ROOTS_UNSAMPLED: "manual roots were left alone: their request is not sampled",
     events.Counter.ROOTS_SIGNAL_BLOCKED: "manual roots were left alone: their thread blocks SIGURG",
     events.Counter.ROOTS_NO_TRACER: "manual roots were left alone: their thread was not traced",
@@ -96,6 +106,7 @@ class Target:
     writer: Writer
     pins: PinFolder
     spans_fd: int
+    carried_fd: int
     span_kinds: Mapping[int, int]
     learner: Learner | None = None
     links: list[tuple[Probe, Link]] = field(default_factory=list)
@@ -145,7 +156,9 @@ def _load_without(library: Libbpf, settings: Settings, kernel_writes: bool, no_i
             bpf.leave_out(injection.PROGRAMS, injection.MAPS, no_injection)
         bpf.set_constant("kernel_writes", bytes([kernel_writes]))
         bpf.set_constant("excluded_paths", encode_excluded(settings.exclude_paths))
+        bpf.set_constant("propagation", encode_propagation(settings))
         bpf.expect_inner_maps("spans_in_progress")
+        bpf.expect_inner_maps("carried")
         bpf.load()
     except BaseException:
         bpf.close()
@@ -169,6 +182,7 @@ class Agent:
         self._links: list[Link] = []
         self._exporters: list[Exporter] = []
         self._root_links = RootLinks()
+        self._carried = CarriedContexts(settings.baggage_attributes)
         self._object: BpfObject | None = None
         self._ring: RingReader | None = None
         self._keeper: LinkKeeper | None = None
@@ -202,7 +216,7 @@ class Agent:
     def _start_injection(self) -> None:
         """Where the user left it to us, a kernel that is not fit for it is no error."""
         mode = self._settings.inject
-        if mode is InjectMode.OFF:
+        if mode is InjectMode.OFF or Propagator.TRACECONTEXT not in self._settings.propagators:
             return
         why_not = ""
         try:
@@ -248,7 +262,8 @@ class Agent:
             process = replace(process, executable=plan.facts.path, environ=environ)
         pins = PinFolder(pid)
         pins.create()
-        spans = self._bpf.create_inner_map("spans_in_progress", "span_bucket")
+        spans = self._bpf.create_inner_map("spans_in_progress")
+        carried = self._bpf.create_inner_map("carried")
         layout = plan.adopted_layout
         target = Target(
             pid=pid,
@@ -257,6 +272,7 @@ class Agent:
             writer=self._make_writer(pid, mode, starting),
             pins=pins,
             spans_fd=spans.fd,
+            carried_fd=carried.fd,
             span_kinds={raw: int(kind) for raw, kind in layout.span_kinds.items()} if layout else {},
             learner=Learner() if plan.learns else None,
         )
@@ -264,6 +280,8 @@ class Agent:
         try:
             self._bpf.pin(spans, pins.path / "spans_in_progress")
             self._bpf.map("spans_in_progress").set(_u32(pid), _u32(spans.fd))
+            self._bpf.pin(carried, pins.path / "carried")
+            self._bpf.map("carried").set(_u32(pid), _u32(carried.fd))
             self._start_writer(target)
             self._put_target(target, layout)
             for port, paths in own_exports(process.environ).items():
@@ -372,12 +390,14 @@ class Agent:
         # What was under way is not followed any more; what had ended before must not be lost.
         self._drain()
         self._bpf.map("spans_in_progress").delete(_u32(target.pid))
+        self._bpf.map("carried").delete(_u32(target.pid))
         _delete_of_pid(self._bpf.map("connections"), target.pid, events.CONNECTION_KEY.unpack, 2)
         _delete_of_pid(self._bpf.map("listening"), target.pid, events.LISTENING_KEY.unpack, 0)
         _delete_of_pid(self._bpf.map("own_exports"), target.pid, events.OWN_EXPORT_KEY.unpack, 0)
-        if target.spans_fd >= 0:
-            os.close(target.spans_fd)
-            target.spans_fd = -1
+        for descriptor in (target.spans_fd, target.carried_fd):
+            if descriptor >= 0:
+                os.close(descriptor)
+        target.spans_fd = target.carried_fd = -1
         target.pins.remove()
         if target.pidfd >= 0:
             self._forget(target.pidfd)
@@ -448,7 +468,10 @@ class Agent:
             if isinstance(decoded, Span):
                 if decoded.origin is Origin.AUTOMATIC and decoded.kind is SpanKind.SERVER:
                     decoded = self._root_links.link(decoded)
+                    decoded = self._carried.apply(decoded, decoded.context.span_id)
                 spans[head.pid].append(decoded)
+            elif isinstance(decoded, RequestCarried):
+                self._carried.add(decoded.server_span_id, decoded.trace_state, decoded.baggage)
             elif isinstance(decoded, ManualRoot):
                 self._root_links.add(decoded.server_span_id, decoded.context)
             elif isinstance(decoded, ConnectionOpaque):
@@ -612,6 +635,14 @@ def _encode_patterns(patterns: list[bytes], room: int) -> bytes:
         pattern.ljust(_EXCLUDED_LENGTH, b"\0") + (b"\xff" * len(pattern)).ljust(_EXCLUDED_LENGTH, b"\0")
         for pattern in patterns
     ).ljust(room * 2 * _EXCLUDED_LENGTH, b"\0")
+
+
+def encode_propagation(settings: Settings) -> bytes:
+    """OTEL_PROPAGATORS as the programs take it: ``propagation`` of propagation.bpf.h."""
+    places = [0] * events.Propagator.MAX
+    for place, propagator in enumerate(settings.propagators, start=1):
+        places[_PROPAGATOR_NUMBERS[propagator]] = place
+    return bytes([*places, bool(settings.baggage_attributes)])
 
 
 def _parent_is_certain(layout: SdkLayout | LearnedLayout, arguments: SpanArguments | None) -> bool:

@@ -254,7 +254,7 @@ def _judge(told: Told, rounds: Sequence[Counter[str]], *, may_go_unnoticed: bool
     unwritten = told.counters.get(BpfCounter.PARENTS_UNWRITTEN, 0)
     if told.mismatch:
         assert set(last) == {"native", "child"}, (told, rounds)
-        # Roots whose ends showed that their context is not there were not counted: nobody knew what they were.
+        # Roots whose ends showed that their context lies elsewhere were not counted: nobody knew them.
         assert first["halfway"] <= max(unwritten, ASTRAY_CERTAIN), (told, rounds)
     else:
         assert set(last) == {"adopted", "child"}, (told, rounds)

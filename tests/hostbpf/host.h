@@ -69,7 +69,7 @@ void host_map_update(const char *name, const void *key, const void *value);
 void host_map_delete(const char *name, const void *key);
 __u64 host_count(__u32 cause); /* of the map `counters` */
 
-/* Makes a process a target: its entry in `targets` and its own map of spans in progress. */
+/* Makes a process a target: its entry in `targets` and its own maps. */
 struct target;
 struct target *host_target(__u32 pid, const struct target *target);
 
@@ -79,6 +79,12 @@ struct span_bucket *host_bucket(__u32 pid, __u64 key);
 __u32 host_live_slots(__u32 pid);
 __u32 host_live_frames(__u32 pid);
 bool host_is_active(__u32 pid, __u64 key, struct active_spans *found);
+
+/* What a target's requests under way have brought, by server span id. */
+struct carried;
+__u32 host_carried_count(__u32 pid);
+struct carried *host_carried(__u32 pid, __u64 span_id);
+void host_carried_limit(__u32 pid, __u32 max_entries);
 
 /* The operations on spans in progress, as the programs call them. */
 struct span_frame;
@@ -231,6 +237,8 @@ void host_signal_generated(int signal, __u32 pid, __u32 tid, bool is_for_process
 /* The programs' settings. */
 void host_exclude_path(unsigned index, const char *path, bool prefix);
 void host_kernel_writes(bool allowed);
+struct propagation;
+void host_propagation(const struct propagation *settings); /* host_reset() sets the default's */
 
 /* ---- between host.c and programs.c */
 

@@ -51,6 +51,8 @@ void host_register_maps(void)
 	host_map_add("events", &events, ELEMENTS(events.type), ELEMENTS(events.max_entries), 0, 0);
 	host_map_add("spans_in_progress", &spans_in_progress, ELEMENTS(spans_in_progress.type),
 		     ELEMENTS(spans_in_progress.max_entries), sizeof(__u32), sizeof(void *));
+	host_map_add("carried", &carried, ELEMENTS(carried.type), ELEMENTS(carried.max_entries), sizeof(__u32),
+		     sizeof(void *));
 }
 
 /* ---- threads and descriptors */
@@ -87,6 +89,10 @@ struct thread {
 };
 
 static struct net net = {.ipv4 = {.sysctl_tcp_notsent_lowat = ~0U}};
+static const struct propagation default_propagation = {
+	.place = {[PROPAGATOR_TRACECONTEXT] = 1, [PROPAGATOR_BAGGAGE] = 2},
+};
+
 static struct process processes[PROCESSES_MAX];
 static struct thread threads[THREADS_MAX];
 static int nr_processes, nr_threads;
@@ -112,6 +118,8 @@ void host_reset_kernel(void)
 		host_set_constant(excluded_paths, none, sizeof(none));
 	if (kernel_writes)
 		host_kernel_writes(false);
+	if (__builtin_memcmp((void *)&propagation, &default_propagation, sizeof(propagation)))
+		host_propagation(&default_propagation);
 	__builtin_memset(processes, 0, sizeof(processes));
 	__builtin_memset(threads, 0, sizeof(threads));
 	nr_processes = nr_threads = 0;
@@ -854,6 +862,11 @@ void host_exclude_path(unsigned index, const char *path, bool prefix)
 	if (!prefix && i < EXCLUDED_LENGTH)
 		mask[i] = 0xff;
 	host_set_constant(&excluded_paths[index], &excluded, sizeof(excluded));
+}
+
+void host_propagation(const struct propagation *settings)
+{
+	host_set_constant(&propagation, settings, sizeof(*settings));
 }
 
 void host_kernel_writes(bool allowed)

@@ -23,6 +23,7 @@ class EventKind(IntEnum):
     SPAN_SAMPLE = 6
     CLIENT_SPAN = 7
     INJECT = 10
+    CARRIED = 9
 
 
 class Counter(IntEnum):
@@ -42,25 +43,26 @@ class Counter(IntEnum):
     RESPONSE_WITHOUT_REQUEST = 11
     TLS = 12
     HTTP2 = 13
-    EXCLUDED = 14
-    UNSAMPLED = 15
-    SERVER_SPANS = 16
-    ROOTS_ADOPTED = 17
-    REMOTE_ADOPTED = 18
-    ROOTS_UNSAMPLED = 19
-    ROOTS_SIGNAL_BLOCKED = 20
-    ROOTS_NO_TRACER = 21
-    ROOTS_OWN_ID = 22
-    ROOTS_UNWRITTEN = 23
-    PARENTS_UNWRITTEN = 24
-    ROOTS_DROPPED = 25
-    MANUAL_SPANS = 26
-    CLIENT_SPANS = 27
-    REQUESTS_INJECTED = 28
-    REQUESTS_OWN = 29
-    REQUESTS_BARE = 30
-    INJECT_REFUSED = 31
-    MAX = 32
+    CARRIED_FULL = 14
+    EXCLUDED = 15
+    UNSAMPLED = 16
+    SERVER_SPANS = 17
+    ROOTS_ADOPTED = 18
+    REMOTE_ADOPTED = 19
+    ROOTS_UNSAMPLED = 20
+    ROOTS_SIGNAL_BLOCKED = 21
+    ROOTS_NO_TRACER = 22
+    ROOTS_OWN_ID = 23
+    ROOTS_UNWRITTEN = 24
+    PARENTS_UNWRITTEN = 25
+    ROOTS_DROPPED = 26
+    MANUAL_SPANS = 27
+    CLIENT_SPANS = 28
+    REQUESTS_INJECTED = 29
+    REQUESTS_OWN = 30
+    REQUESTS_BARE = 31
+    INJECT_REFUSED = 32
+    MAX = 33
 
 
 class Adoption(IntEnum):
@@ -149,6 +151,16 @@ class InjectNotice(IntEnum):
     OLD_CONNECTION = 2
 
 
+class Propagator(IntEnum):
+    """enum propagator"""
+
+    TRACECONTEXT = 0
+    BAGGAGE = 1
+    B3 = 2
+    JAEGER = 3
+    MAX = 4
+
+
 class ManualRelation(IntEnum):
     """enum manual_relation"""
 
@@ -218,7 +230,7 @@ class ServerSpanEvent(NamedTuple):
     excluded: int
     traceparents: int
     target_cut: int
-    pad: int
+    remote: int
     method_name: bytes
     host: bytes
     user_agent: bytes
@@ -322,6 +334,29 @@ class SpanSampleEvent(NamedTuple):
 
 
 SPAN_SAMPLE_EVENT = Struct("<IIQQQQIBBBB448s")
+
+
+class Carried(NamedTuple):
+    """struct carried, 10280 bytes"""
+
+    head_kind: int
+    head_pid: int
+    head_at: int
+    span_id: int
+    tracestate_length: int
+    baggage_length: int
+    at: int
+    end: int
+    part: int
+    state: int
+    members: int
+    tracestate_invalid: int
+    pad: bytes
+    tracestate: bytes
+    baggage: bytes
+
+
+CARRIED = Struct("<IIQQHHHHHBBB3s2048s8192s")
 
 
 class Target(NamedTuple):

@@ -19,7 +19,9 @@ from spanweld.settings import (
     batch_from_environment,
     otlp_endpoint_is_set,
     otlp_from_environment,
+    parse_baggage_attributes,
     parse_key_values,
+    propagators_from_environment,
     sampler_from_environment,
 )
 
@@ -72,6 +74,14 @@ def tracing_options(function: Function) -> Function:
             metavar="PATH",
             help="Leave requests to this path alone, /healthz or /internal/*; repeatable.",
         ),
+        click.option(
+            "--baggage-attributes",
+            default="",
+            envvar="SPANWELD_BAGGAGE_ATTRIBUTES",
+            metavar="KEY,...|*",
+            help="Members of a request's baggage that become attributes of automatic spans: these, or all. "
+            "Who calls the service chooses what they say.",
+        ),
     )
     for option in reversed(options):
         function = option(function)
@@ -79,7 +89,12 @@ def tracing_options(function: Function) -> Function:
 
 
 def make_settings(
-    exports: tuple[str, ...], write: str, adopt: str, inject: str, exclude_paths: tuple[str, ...]
+    exports: tuple[str, ...],
+    write: str,
+    adopt: str,
+    inject: str,
+    exclude_paths: tuple[str, ...],
+    baggage_attributes: str,
 ) -> Settings:
     """Flags over environment over defaults; UsageError for what cannot be meant."""
     environ = os.environ
@@ -95,6 +110,8 @@ def make_settings(
             environ.get("OTEL_RESOURCE_ATTRIBUTES", ""), "OTEL_RESOURCE_ATTRIBUTES", warn
         ),
         sampler=sampler_from_environment(environ),
+        propagators=propagators_from_environment(environ),
+        baggage_attributes=parse_baggage_attributes(baggage_attributes),
         batch=batch_from_environment(environ, warn),
         otlp=otlp_from_environment(environ, warn),
     )

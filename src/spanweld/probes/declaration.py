@@ -131,7 +131,25 @@ class OldConnection:
     """A request went out on a connection that is older than the agent, without a header."""
 
 
-Decoded = Span | ConnectionOpaque | ManualRoot | AdoptionChanged | SpanSample | SocketLetGo | OldConnection
+@dataclass(frozen=True, slots=True)
+class RequestCarried:
+    """What a request brought besides its parent; its server span has just begun."""
+
+    server_span_id: SpanId
+    trace_state: str
+    baggage: str
+
+
+Decoded = (
+    Span
+    | ConnectionOpaque
+    | ManualRoot
+    | AdoptionChanged
+    | SpanSample
+    | RequestCarried
+    | SocketLetGo
+    | OldConnection
+)
 Decoder = Callable[[bytes, Clock, Mapping[int, int]], Decoded]
 """Takes an event's bytes, the clock, and the target's table from stored span kind to SpanKind."""
 

@@ -4,6 +4,7 @@
 
 #include "maps.bpf.h"
 #include "http_server.h"
+#include "propagation.h"
 
 #define LINE_MAX 448 /* what is kept of a line */
 #define LINE_STEP 64 /* bytes looked at in one step */
@@ -34,6 +35,7 @@ struct direction {
 	__u8 upgrade;
 	__u16 status;
 	__u16 pad;
+	struct remote_headers remote;
 	char line[LINE_MAX + LINE_STEP];
 };
 

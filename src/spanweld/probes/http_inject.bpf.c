@@ -1,6 +1,6 @@
 /*
- * HTTP inject: the context of a request out is put into its head as it leaves, as a `traceparent`
- * header behind the request line.
+ * HTTP inject: the context of a request out is put into its head as it leaves, as a `traceparent` header behind
+ * the request line, and `tracestate` and `baggage` as they came in with the request that is its cause.
  *
  * inject_connect notes the sockets that a target connects, and gives those of TCP to inject_message,
  * which runs in the thread that sends, under the socket's lock, before the bytes are in its send buffer.
@@ -11,15 +11,16 @@
  */
 #include "http_client.bpf.h"
 #include "http_inject.bpf.h"
+#include "carried.bpf.h"
 
 #define IPPROTO_TCP 6
 #define TCP_NODELAY 1
 
 #define HEAD_STEPS 1024 /* lines, and pieces of LINE_STEP bytes, of one head */
 #define HEAD_PULLED 16384 /* bytes of a message that are made contiguous to find the end of a head */
-#define TRACEPARENT_LENGTH 70 /* "traceparent: 00-", 32 digits, '-', 16, '-', 2, CR LF */
 #define TEXT_MAX 16384 /* more than what is ever put into a head */
-#define WRITE_STEPS (TEXT_MAX / 8)
+#define PIECES_MAX 7
+#define WRITE_STEPS (TEXT_MAX / 8 + 2 * PIECES_MAX)
 #define ROOM_FOR_SEGMENT 2048 /* what the kernel counts for a segment besides its bytes */
 
 /* http_server.bpf.c */
@@ -38,6 +39,26 @@ struct {
 
 enum own_header {
 	OWN_TRACEPARENT = 1,
+	OWN_TRACESTATE = 2,
+	OWN_BAGGAGE = 4,
+};
+
+/* connection.window while a header is put in: our texts, each with slack behind it. */
+enum {
+	TRACEPARENT_AT = 0,
+	TRACEPARENT_LENGTH = 70, /* "traceparent: 00-", 32 digits, '-', 16, '-', 2, CR LF */
+	LINE_END_AT = 68,
+	LINE_END_LENGTH = 2,
+	TRACESTATE_NAME_AT = 80,
+	TRACESTATE_NAME_LENGTH = 12,
+	BAGGAGE_NAME_AT = 96,
+	BAGGAGE_NAME_LENGTH = 9,
+};
+
+/* What is to be written, one after the other. */
+struct text_piece {
+	__u64 from;
+	__u64 length;
 };
 
 struct inject_state {
@@ -55,6 +76,10 @@ struct inject_state {
 	__u32 place; /* where the header goes: behind the request line */
 	__u32 whole; /* the head is, and ends here */
 	__u32 own; /* enum own_header of those met, as bits */
+	__u32 piece; /* the next one to write, */
+	__u32 pieces; /* of so many */
+	__u32 length; /* of all of them */
+	struct text_piece texts[8];
 };
 
 /* Made at connect by inject_connect, goes with the socket; changed by inject_message. */
@@ -166,11 +191,17 @@ static __always_inline int head_line(struct inject_state *state, struct directio
 		state->whole = state->at;
 		return 1;
 	}
+	/* Also with a blank before the colon, which must not be. */
 	w0 |= LOWER;
 	w1 = load64(&d->line[8]) | LOWER;
 	if (w0 == TEXT8('t', 'r', 'a', 'c', 'e', 'p', 'a', 'r') &&
 	    (w1 & FIRST_BYTES(3)) == TEXT8('e', 'n', 't', 0, 0, 0, 0, 0))
 		state->own |= OWN_TRACEPARENT;
+	else if (w0 == TEXT8('t', 'r', 'a', 'c', 'e', 's', 't', 'a') &&
+		 (w1 & FIRST_BYTES(2)) == TEXT8('t', 'e', 0, 0, 0, 0, 0, 0))
+		state->own |= OWN_TRACESTATE;
+	else if ((w0 & FIRST_BYTES(7)) == TEXT8('b', 'a', 'g', 'g', 'a', 'g', 'e', 0) && w0 >> 56 != '-')
+		state->own |= OWN_BAGGAGE;
 	return 0;
 }
 
@@ -282,8 +313,8 @@ static __always_inline __u64 hex8(__u32 number)
 	return digits + 0x3030303030303030ULL + above_nine * ('a' - '0' - 10);
 }
 
-/* The whole line: TRACEPARENT_LENGTH bytes. https://www.w3.org/TR/trace-context/#traceparent-header */
-GLOBAL int format_traceparent(struct connection *c)
+/* Our texts, into c->window. https://www.w3.org/TR/trace-context/#traceparent-header */
+GLOBAL int format_texts(struct connection *c)
 {
 	const struct request_out *out;
 	char *text;
@@ -302,7 +333,52 @@ GLOBAL int format_traceparent(struct connection *c)
 	store64(text + 49, hex8(out->span_id >> 32));
 	store64(text + 57, hex8(out->span_id));
 	store64(text + 65, TEXT8('-', '0', '0' | (out->flags & TRACE_FLAG_SAMPLED), '\r', '\n', 0, 0, 0));
+	store64(text + TRACESTATE_NAME_AT, TEXT8('t', 'r', 'a', 'c', 'e', 's', 't', 'a'));
+	store64(text + TRACESTATE_NAME_AT + 8, TEXT8('t', 'e', ':', ' ', 0, 0, 0, 0));
+	store64(text + BAGGAGE_NAME_AT, TEXT8('b', 'a', 'g', 'g', 'a', 'g', 'e', ':'));
+	store64(text + BAGGAGE_NAME_AT + 8, TEXT8(' ', 0, 0, 0, 0, 0, 0, 0));
 	return 0;
+}
+
+static __always_inline void add_piece(struct inject_state *state, __u64 from, __u32 length)
+{
+	struct text_piece *piece = &state->texts[state->pieces & 7];
+
+	piece->from = from;
+	piece->length = length;
+	state->pieces++;
+	state->length += length;
+}
+
+/* A header line with a text of what came in. */
+static __always_inline void add_line(struct inject_state *state, __u64 window, __u32 name_at, __u32 name_length,
+				     __u64 text, __u32 length)
+{
+	add_piece(state, window + name_at, name_length);
+	add_piece(state, text, length);
+	add_piece(state, window + LINE_END_AT, LINE_END_LENGTH);
+}
+
+/* Which texts are to be written: what was carried, too, if it is there. */
+static __always_inline void choose_texts(struct connection *c, struct inject_state *state,
+					 const struct carried *carried)
+{
+	__u64 window = (__u64)c->window;
+	__u32 length;
+
+	format_texts(c);
+	state->pieces = 0;
+	state->length = 0;
+	add_piece(state, window + TRACEPARENT_AT, TRACEPARENT_LENGTH);
+	if (!carried)
+		return;
+	length = carried->tracestate_length;
+	if (length && length <= TRACESTATE_MAX && !(state->own & OWN_TRACESTATE))
+		add_line(state, window, TRACESTATE_NAME_AT, TRACESTATE_NAME_LENGTH, (__u64)carried->tracestate,
+			 length);
+	length = carried->baggage_length;
+	if (length && length <= BAGGAGE_MAX && !(state->own & OWN_BAGGAGE))
+		add_line(state, window, BAGGAGE_NAME_AT, BAGGAGE_NAME_LENGTH, (__u64)carried->baggage, length);
 }
 
 struct writing {
@@ -320,7 +396,17 @@ static long write_step(__u32 index, void *context)
 	char *data, *end;
 
 	(void)index;
-	if (!left || at > TEXT_MAX || bpf_probe_read_kernel(&word, sizeof(word), (void *)state->from))
+	if (!left) {
+		struct text_piece *piece = &state->texts[state->piece & 7];
+
+		if (state->piece >= state->pieces)
+			return 1;
+		state->piece++;
+		state->from = piece->from;
+		state->left = piece->length;
+		return 0;
+	}
+	if (at > TEXT_MAX || bpf_probe_read_kernel(&word, left < 8 ? left : 8, (void *)state->from))
 		return 1;
 	data = w->msg->data;
 	end = w->msg->data_end;
@@ -343,42 +429,45 @@ static long write_step(__u32 index, void *context)
 	}
 	state->at += left;
 	state->left = 0;
-	return 1;
+	return 0;
 }
 
-/* `length` bytes of a text are in c->window: they go to state->place of the message. */
-static __always_inline int push_text(struct sk_msg_md *msg, struct connection *c, struct inject_state *state,
-				     __u32 length)
+enum push_result {
+	PUSHED,
+	NOT_PUSHED,
+	PUSH_STUCK, /* what is in the message must not leave */
+};
+
+/* What was pushed is taken out again. */
+static __always_inline enum push_result unpush(struct sk_msg_md *msg, const struct inject_state *state)
+{
+	return bpf_msg_pop_data(msg, state->place, state->length, 0) ? PUSH_STUCK : NOT_PUSHED;
+}
+
+/* The chosen texts go to their place in the message. */
+static __always_inline enum push_result push_texts(struct sk_msg_md *msg, struct inject_state *state)
 {
 	struct writing writing = {.msg = msg, .state = state};
-	__u32 place = state->place;
+	__u32 place = state->place, length = state->length;
 
 	if (bpf_msg_push_data(msg, place, length, 0))
-		return SK_PASS;
-	state->from = (__u64)c->window;
-	state->left = length;
+		return NOT_PUSHED;
+	state->left = 0;
 	state->at = 0;
+	state->piece = 0;
 	if (!bpf_msg_pull_data(msg, place, place + length, 0))
 		bpf_loop(WRITE_STEPS, write_step, &writing, 0);
-	/* What is there instead is of others' memory: it must not leave. */
-	if (state->left)
-		return bpf_msg_pop_data(msg, place, length, 0) ? SK_DROP : SK_PASS;
-	/*
-	 * In one piece again, as the head was: each piece would be a segment of its own. If there is no
-	 * memory for it, be it so.
-	 */
-	bpf_msg_pull_data(msg, 0, place + length + 1, 0);
-	state->pushed += length;
-	state->last_pushed = length;
-	c->injected = 1;
-	count(COUNT_REQUESTS_INJECTED);
-	return SK_PASS;
+	/* What is there instead is of others' memory. */
+	return state->at == length ? PUSHED : unpush(msg, state);
 }
 
 /* The message may begin with a head, and nobody else is at the connection. */
 static __always_inline int inject(struct sk_msg_md *msg, struct connection *c, struct inject_state *state,
 				  struct target *target)
 {
+	const struct carried *carried = NULL;
+	enum push_result result;
+
 	scan_head(msg, c, state);
 	if (!state->whole && (__u64)msg->data_end - (__u64)msg->data < msg->size && state->at < HEAD_PULLED) {
 		/* The kernel cuts messages where its pages end. */
@@ -392,13 +481,40 @@ static __always_inline int inject(struct sk_msg_md *msg, struct connection *c, s
 		count(COUNT_REQUESTS_OWN);
 		return SK_PASS;
 	}
-	if (!has_room(state, state->place + TRACEPARENT_LENGTH))
-		return SK_PASS;
 	begin_request_out(c, target, state->key.pid, current_task_key(target));
 	if (!c->out_prepared)
 		return SK_PASS;
-	format_traceparent(c);
-	return push_text(msg, c, state, TRACEPARENT_LENGTH);
+	if (c->request_out.server_span_id)
+		carried = find_carried(state->key.pid, c->request_out.server_span_id);
+	choose_texts(c, state, carried);
+	if (carried && !has_room(state, state->place + state->length)) {
+		carried = NULL;
+		choose_texts(c, state, NULL);
+	}
+	if (!has_room(state, state->place + state->length))
+		return SK_PASS;
+	result = push_texts(msg, state);
+	/* The request that brought it has ended meanwhile, and it may be another's. */
+	if (result == PUSHED && carried && carried->span_id != c->request_out.server_span_id) {
+		result = unpush(msg, state);
+		choose_texts(c, state, NULL);
+		if (result == NOT_PUSHED)
+			result = push_texts(msg, state);
+	}
+	if (result == PUSH_STUCK)
+		return SK_DROP;
+	if (result == NOT_PUSHED)
+		return SK_PASS;
+	/*
+	 * In one piece again, as the head was: each piece would be a segment of its own. If there is no
+	 * memory for it, be it so.
+	 */
+	bpf_msg_pull_data(msg, 0, state->place + state->length + 1, 0);
+	state->pushed += state->length;
+	state->last_pushed = state->length;
+	c->injected = 1;
+	count(COUNT_REQUESTS_INJECTED);
+	return SK_PASS;
 }
 
 static __always_inline void let_socket_go(struct inject_state *state)

@@ -194,6 +194,8 @@ GLOBAL int parse_traceparent(struct direction *d, struct server_span_event *requ
 	return 0;
 }
 
+#include "propagation.bpf.h"
+
 /* 0: well-formed, 1: an empty line before the request line, < 0: minus an opaque_reason. */
 GLOBAL int parse_request_line(struct direction *d, struct server_span_event *request)
 {
@@ -323,7 +325,7 @@ static __always_inline int parse_framing_header(struct direction *d, __u64 w0, _
 	return 0;
 }
 
-GLOBAL int parse_request_header(struct direction *d, struct server_span_event *request)
+GLOBAL int parse_request_header(struct direction *d, struct server_span_event *request, __u32 role)
 {
 	__u64 w0, w1;
 	__u32 from, length;
@@ -360,9 +362,17 @@ GLOBAL int parse_request_header(struct direction *d, struct server_span_event *r
 			request->user_agent_length = length;
 		return 0;
 	}
-	if (w0 == TEXT8('t', 'r', 'a', 'c', 'e', 'p', 'a', 'r') &&
-	    (w1 & FIRST_BYTES(4)) == TEXT8('e', 'n', 't', ':', 0, 0, 0, 0))
-		parse_traceparent(d, request);
+	switch (w0 & 0xff) {
+	case 't':
+	case 'b':
+	case 'x':
+	case 'u':
+		/* What the application itself sends on is the next service's to read, but for whose child it is. */
+		if (role != ROLE_CLIENT)
+			parse_propagation_header(d, request);
+		else if (is_traceparent(w0, w1))
+			parse_traceparent(d, request);
+	}
 	return 0;
 }
 
@@ -441,6 +451,8 @@ static __always_inline void next_message(struct direction *d)
 	d->upgrade = 0;
 	d->status = 0;
 	d->started = 0;
+	d->remote.seen = 0;
+	d->remote.b3_sampling = d->remote.b3_multi_sampling = d->remote.jaeger_sampling = SAMPLING_UNKNOWN;
 }
 
 static __always_inline bool path_is_excluded(const struct server_span_event *request)
@@ -472,20 +484,19 @@ GLOBAL int activate(struct connection *c, struct target *target, __u64 key)
 	request->excluded = path_is_excluded(request);
 	if (request->excluded) {
 		count(COUNT_EXCLUDED);
+		drop_carried(c->pid, request);
 		return 0;
 	}
-	if (request->parent_span_id && target->parent_based) {
-		/* flags: what the parent decided */
-	} else {
-		if (!request->parent_span_id) {
-			request->trace_id_high = random64();
-			request->trace_id_low = random64() | 1; /* never 0 */
-		}
-		request->flags = (request->trace_id_low >> 1) < target->sample_below ? TRACE_FLAG_SAMPLED : 0;
+	if (!request->parent_span_id) {
+		request->trace_id_high = random64();
+		request->trace_id_low = random64() | 1; /* never 0 */
 	}
+	if (!(request->remote & REMOTE_DECIDED) || !target->parent_based)
+		request->flags = (request->trace_id_low >> 1) < target->sample_below ? TRACE_FLAG_SAMPLED : 0;
 	if (!(request->flags & TRACE_FLAG_SAMPLED))
 		count(COUNT_UNSAMPLED);
-	request->span_id = random64() | 1ULL << 63;
+	if (!request->span_id)
+		request->span_id = random64() | 1ULL << 63;
 	request->task_key = key;
 	request->addresses = c->addresses;
 	frame.trace_id_low = request->trace_id_low;
@@ -495,6 +506,8 @@ GLOBAL int activate(struct connection *c, struct target *target, __u64 key)
 	frame.flags = request->flags;
 	frame.kind = FRAME_SERVER;
 	push_span(c->pid, key, &frame);
+	if (request->remote & REMOTE_CARRIED && request->flags & TRACE_FLAG_SAMPLED)
+		tell_carried(request);
 	return 0;
 }
 
@@ -507,6 +520,7 @@ GLOBAL int send_span(struct server_span_event *request, __u32 pid, __u32 role, _
 		return 0;
 	if (request->task_key)
 		end_span(pid, request->task_key, request->span_id);
+	drop_carried(pid, request);
 	if (!(request->flags & TRACE_FLAG_SAMPLED))
 		return 0;
 	request->head.kind = role == ROLE_CLIENT ? EVENT_CLIENT_SPAN : EVENT_SERVER_SPAN;
@@ -607,6 +621,8 @@ static __always_inline void request_head_done(struct scan *s)
 	}
 	if (c->role == ROLE_CLIENT)
 		request_head_out(c, s->target, request);
+	else
+		settle_remote(d, request);
 	if (!c->requests_open) {
 		c->active ^= 1;
 		activate(c, s->target, current_task_key(s->target));
@@ -738,7 +754,7 @@ static __always_inline void line_done(struct scan *s, struct direction *d)
 		} else if (s->is_out) {
 			result = parse_response_header(d);
 		} else {
-			result = parse_request_header(d, request);
+			result = parse_request_header(d, request, c->role);
 		}
 		break;
 	case CHUNK_SIZE:
@@ -764,14 +780,13 @@ struct queue_end {
 static long drop_queued(__u32 index, void *context)
 {
 	struct queue_end *end = context;
+	struct server_span_event *request = bpf_map_lookup_elem(&queued_requests, &end->key);
 
 	(void)index;
-	if (end->is_client) {
-		struct server_span_event *request = bpf_map_lookup_elem(&queued_requests, &end->key);
-
-		if (request)
-			send_span(request, end->key.connection.pid, ROLE_CLIENT, 0, end->ended_by);
-	}
+	if (request && end->is_client)
+		send_span(request, end->key.connection.pid, ROLE_CLIENT, 0, end->ended_by);
+	else if (request)
+		drop_carried(end->key.connection.pid, request);
 	bpf_map_delete_elem(&queued_requests, &end->key);
 	end->key.number++;
 	return 0;
@@ -789,6 +804,8 @@ GLOBAL int end_connection(struct connection *c, struct connection_key *key)
 	/* A response that lasts until the close is complete now. */
 	finish(c, c->out.status, c->out.state == BODY_UNTIL_CLOSE ? END_RESPONSE : queued.ended_by);
 	forget_request_out(c);
+	/* Of a request whose head was never complete. */
+	drop_carried(c->pid, &c->requests[(c->active ^ 1) & 1]);
 	queued.key.connection = *key;
 	if (c->queue_head != c->queue_tail) {
 		queued.key.number = c->queue_head;
@@ -932,6 +949,8 @@ static long scan_step(__u32 index, void *context)
 		if (!d->started)
 			d->started = s->now;
 	}
+	if (d->line_length + want > LINE_MAX && d->state == HEADERS && !s->is_out && c->role != ROLE_CLIENT)
+		carry_long_line(d, &c->requests[(c->active ^ 1) & 1], found >= want ? want : found + 1);
 	if (found >= want) {
 		d->line_length += want;
 		d->head_length += want;
@@ -1523,6 +1542,7 @@ int http_thread_exit(void *ctx)
 }
 
 FOR_THE_AGENT(struct connection_opaque_event, connection_opaque_event);
+FOR_THE_AGENT(enum propagator, propagator);
 FOR_THE_AGENT(enum http_method, http_method);
 FOR_THE_AGENT(enum http_end, http_end);
 FOR_THE_AGENT(enum connection_role, connection_role);

@@ -38,6 +38,13 @@ enum connection_role {
 	ROLE_CLIENT, /* it connected it */
 };
 
+/* server_span_event.remote */
+enum request_remote {
+	REMOTE_DECIDED = 1, /* flags: what the caller has decided */
+	REMOTE_CARRIED = 2, /* the map `carried` has what it brought */
+	REMOTE_UNCARRIED = 4, /* that map had no room */
+};
+
 /* Addresses of a connection. IPv4 addresses are in the first four bytes. */
 struct http_addresses {
 	__u16 family; /* AF_INET, AF_INET6 or AF_UNIX */
@@ -69,7 +76,7 @@ struct server_span_event {
 	__u8 excluded;
 	__u8 traceparents; /* how many were met in the head */
 	__u8 target_cut; /* the request had a longer one */
-	__u8 pad;
+	__u8 remote; /* enum request_remote */
 	char method_name[HTTP_METHOD_MAX];
 	char host[HTTP_HOST_MAX];
 	char user_agent[HTTP_USER_AGENT_MAX];

@@ -17,6 +17,7 @@ enum counter {
 	COUNT_RESPONSE_WITHOUT_REQUEST, /* connection made opaque */
 	COUNT_TLS, /* connection made opaque: TLS */
 	COUNT_HTTP2, /* connection made opaque: HTTP/2 */
+	COUNT_CARRIED_FULL, /* map `carried` full: what a request brought was left behind */
 	COUNT_EXCLUDED, /* request left out by --exclude-path */
 	COUNT_UNSAMPLED, /* request not sampled */
 	COUNT_SERVER_SPANS,

@@ -11,6 +11,7 @@ enum event_kind {
 	EVENT_SPAN_SAMPLE = 6,
 	EVENT_CLIENT_SPAN = 7,
 	EVENT_INJECT = 10,
+	EVENT_CARRIED = 9,
 };
 
 struct event_head {
