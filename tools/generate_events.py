@@ -32,6 +32,8 @@ STRUCTS = (
     "listening_key",
     "own_export_key",
     "open_request_key",
+    "inject_key",
+    "inject_event",
 )
 ENUMS = (
     "event_kind",
@@ -44,6 +46,7 @@ ENUMS = (
     "http_end",
     "connection_role",
     "opaque_reason",
+    "inject_notice",
     "propagator",
     "manual_relation",
     "manual_status",

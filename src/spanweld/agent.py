@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from spanweld import injection
 from spanweld.bpf import events
 from spanweld.bpf.clock import Clock
 from spanweld.bpf.host import Host, look_at_host
@@ -35,9 +36,11 @@ from spanweld.probes.declaration import (
     Decoder,
     Instrumentation,
     ManualRoot,
+    OldConnection,
     Place,
     Probe,
     RequestCarried,
+    SocketLetGo,
     SpanSample,
     WakesWanted,
 )
@@ -45,7 +48,7 @@ from spanweld.probes.http_client import own_exports
 from spanweld.process.find import is_running
 from spanweld.process.listening import listening_ports
 from spanweld.resource import make_resource, read_host, read_process
-from spanweld.settings import AdoptMode, Propagator, Settings, WriteMode
+from spanweld.settings import AdoptMode, InjectMode, Propagator, Settings, WriteMode
 from spanweld.writers import Choice, Writer, choose
 from spanweld.writers import kernel as kernel_writer
 from spanweld.writers.stop import writer as stop_writer
@@ -86,6 +89,8 @@ _COUNTER_TEXTS = {
     events.Counter.RESPONSE_WITHOUT_REQUEST: "connections had a response without a request",
     events.Counter.TLS: "connections spoke TLS",
     events.Counter.HTTP2: "connections spoke HTTP/2",
+    events.Counter.REQUESTS_BARE: "requests out got no headers: on an older connection, or not as a whole",
+    events.Counter.INJECT_REFUSED: "connections out could not be given headers: the kernel refused them",
     events.Counter.CARRIED_FULL: "requests' tracestate and baggage were left behind: there were too many",
     events.Counter.ROOTS_UNSAMPLED: "manual roots were left alone: their request is not sampled",
     events.Counter.ROOTS_SIGNAL_BLOCKED: "manual roots were left alone: their thread blocks SIGURG",
@@ -127,6 +132,7 @@ class Target:
 def load_programs(settings: Settings, host: Host) -> tuple[BpfObject, Choice]:
     """Loads every BPF program, with bpf_probe_write_user where it is wanted and allowed.
 
+    What the kernel refuses for the sake of those that inject alone is left out, and says so (``left_out``).
     HostError if the programs are refused, or the write mode that is wanted cannot be had.
     """
     if not BPF_OBJECT.exists():
@@ -144,8 +150,25 @@ def load_programs(settings: Settings, host: Host) -> tuple[BpfObject, Choice]:
 
 
 def _load_object(library: Libbpf, settings: Settings, *, kernel_writes: bool) -> BpfObject:
+    if settings.inject is InjectMode.OFF:
+        return _load_without(library, settings, kernel_writes, "it is off")
+    try:
+        return _load_without(library, settings, kernel_writes, "")
+    except HostError as error:
+        refusal = error
+    try:
+        return _load_without(
+            library, settings, kernel_writes, f"the kernel refused the programs ({refusal.message})"
+        )
+    except HostError:
+        raise refusal from None
+
+
+def _load_without(library: Libbpf, settings: Settings, kernel_writes: bool, no_injection: str) -> BpfObject:
     bpf = BpfObject(library, BPF_OBJECT)
     try:
+        if no_injection:
+            bpf.leave_out(injection.PROGRAMS, injection.MAPS, no_injection)
         bpf.set_constant("kernel_writes", bytes([kernel_writes]))
         bpf.set_constant("excluded_paths", encode_excluded(settings.exclude_paths))
         bpf.set_constant("propagation", encode_propagation(settings))
@@ -178,6 +201,7 @@ class Agent:
         self._object: BpfObject | None = None
         self._ring: RingReader | None = None
         self._keeper: LinkKeeper | None = None
+        self._injection: injection.Injection | None = None
         self._guards_stops = False
         self._host_facts = read_host()
         self._decoders: dict[int, Decoder] = {
@@ -201,7 +225,30 @@ class Agent:
         ring = self._bpf.map("events")
         self._ring = RingReader(ring.fd, ring.max_entries)
         self._selector.register(ring.fd, selectors.EVENT_READ)
+        self._start_injection()
         return choice
+
+    def _start_injection(self) -> None:
+        """Where the user left it to us, a kernel that is not fit for it is no error."""
+        mode = self._settings.inject
+        if mode is InjectMode.OFF or Propagator.TRACECONTEXT not in self._settings.propagators:
+            return
+        why_not = ""
+        try:
+            self._injection = injection.Injection(self._bpf)
+            if mode is InjectMode.AUTO:
+                why_not = self._injection.why_not()
+        except HostError as error:
+            why_not = error.message
+        if not why_not:
+            return
+        if self._injection:
+            self._injection.close()
+            self._injection = None
+        text = f"requests out get no headers: {why_not}"
+        if mode is InjectMode.ON:
+            raise HostError(text, "use --inject off")
+        self._say(text)
 
     def _attach_tracepoints(self, *, for_stop_writer: bool) -> None:
         for instrumentation in REGISTRY:
@@ -373,6 +420,7 @@ class Agent:
             write_mode=_WRITE_NUMBERS[target.writer.mode],
             tracer=target.writer.tracer or 0,
             parent_based=int(settings.sampler.parent_based),
+            inject=int(self._injection is not None),
             wants_manual_spans=int("console" in settings.exports and shows_spans),
             builds_late=int(target.plan.seen_late),
             context_argument=arguments.context if arguments else 0,
@@ -404,6 +452,8 @@ class Agent:
         if report:
             self._say(f"pid {target.pid}: {report}")
         self._bpf.map("targets").delete(_u32(target.pid))
+        if self._injection:
+            self._injection.let_go(target.pid)
         # What was under way is not followed any more; what had ended before must not be lost.
         self._drain()
         self._bpf.map("spans_in_progress").delete(_u32(target.pid))
@@ -505,6 +555,14 @@ class Agent:
                 self._follow_wakes(target)
             elif isinstance(decoded, SpanSample):
                 self._learn(target, decoded)
+            elif isinstance(decoded, SocketLetGo):
+                if self._injection:
+                    self._injection.let_socket_go(target.pid, decoded.cookie)
+            elif isinstance(decoded, OldConnection):
+                self._say(
+                    f"pid {target.pid}: requests on connections that it opened before spanweld came "
+                    "carry no headers"
+                )
         for pid, batch in spans.items():
             for exporter in self._exporters:
                 exporter.export(self._targets[pid].resource, batch)
@@ -563,6 +621,9 @@ class Agent:
         """Lets every target go, flushes the exporters and says what was lost; within seconds."""
         for target in list(self._targets.values()):
             self.remove(target)
+        if self._injection is not None:
+            self._injection.close()
+            self._injection = None
         for link in self._links:
             link.detach()
         self._links.clear()

@@ -40,6 +40,14 @@ class AdoptMode(Enum):
     SERVER = "server"
 
 
+class InjectMode(Enum):
+    """Whether requests out get headers; AUTO: where this kernel was tried and found fit for it."""
+
+    AUTO = "auto"
+    ON = "on"
+    OFF = "off"
+
+
 class OtlpProtocol(Enum):
     """Values of OTEL_EXPORTER_OTLP_PROTOCOL that are spoken."""
 
@@ -114,6 +122,7 @@ class Settings:
     exports: tuple[str, ...] = ("console",)
     write: WriteMode = WriteMode.AUTO
     adopt: AdoptMode = AdoptMode.ACTIVE
+    inject: InjectMode = InjectMode.AUTO
     exclude_paths: tuple[str, ...] = ()
     service_name: str | None = None
     resource_attributes: Mapping[str, str] = field(default_factory=dict)

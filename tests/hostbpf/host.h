@@ -29,6 +29,9 @@ struct host {
 	__u64 fail_ring;
 	bool fail_every_ring;
 	bool fail_signal;
+	bool fail_setsockopt;
+	__u64 fail_message; /* of bpf_msg_pull_data, bpf_msg_push_data and bpf_msg_pop_data */
+	__u64 fail_message_too;
 	bool fail_write_user;
 
 	/* As if another thread had unmapped it just now: what of a transfer cannot be read. */
@@ -43,6 +46,7 @@ struct host {
 	__u64 signals;
 	__u32 last_signal;
 	__u64 steps; /* of bpf_loop */
+	__u64 messages; /* pulls, pushes and pops */
 
 	/* Runs instead of the read of target memory number `hook_at`, just before it. */
 	void (*hook)(void);
@@ -161,6 +165,8 @@ struct host_socket {
 
 extern const struct host_socket host_tcp; /* 127.0.0.1:8080 from 10.0.0.7:40000 */
 
+struct host_event;
+
 /* A descriptor that is no news to the programs: open before they came, or made by socket(2). */
 void host_open(int fd, const struct host_socket *socket);
 void host_open_file(int fd);
@@ -172,6 +178,20 @@ void sys_accept(int fd, const struct host_socket *socket);
 void sys_accept_old(int fd, const struct host_socket *socket); /* accept(2) */
 /* connect(2) of a new socket, which becomes `socket`; with its result, that of one that is open. */
 void sys_connect(int fd, const struct host_socket *socket, long result);
+/* connect(2) of a socket of TCP, in the callbacks that it has besides. */
+void sys_connect_tcp(int fd, const struct host_socket *socket);
+#define SEND_ALL (~0UL)
+#define SEND_DROPPED (-13L)
+/*
+ * sendmsg(2) on it, of one message. The kernel keeps its bytes in pieces, of which the first has `first`; the
+ * socket takes `room` bytes of what becomes of it, the rest is given up. Returns what the target is told; what
+ * the peer gets is added to host_wire().
+ */
+long sys_send_tcp(int fd, const void *bytes, size_t size, size_t first, size_t room);
+struct host_event host_wire(int fd);
+/* The state of the socket. */
+void host_send_buffer(int fd, int size, int queued, __u32 lowat);
+void host_skip_sequence(int fd, __u32 bytes); /* bytes went out by a call that nobody follows */
 void sys_close(int fd);
 void sys_shutdown(int fd, int how);
 void sys_dup(int fd, int to);

@@ -22,6 +22,7 @@ class EventKind(IntEnum):
     ADOPTION = 5
     SPAN_SAMPLE = 6
     CLIENT_SPAN = 7
+    INJECT = 10
     CARRIED = 9
     WAKES_WANTED = 8
 
@@ -59,7 +60,11 @@ class Counter(IntEnum):
     MANUAL_SPANS = 27
     CLIENT_SPANS = 28
     CAUSE_UNKNOWN = 29
-    MAX = 30
+    REQUESTS_INJECTED = 30
+    REQUESTS_OWN = 31
+    REQUESTS_BARE = 32
+    INJECT_REFUSED = 33
+    MAX = 34
 
 
 class Adoption(IntEnum):
@@ -139,6 +144,13 @@ class OpaqueReason(IntEnum):
     RESPONSE_WITHOUT_REQUEST = 6
     BUSY = 7
     QUEUE_FULL = 8
+
+
+class InjectNotice(IntEnum):
+    """enum inject_notice"""
+
+    LET_GO = 1
+    OLD_CONNECTION = 2
 
 
 class Propagator(IntEnum):
@@ -350,7 +362,7 @@ CARRIED = Struct("<IIQQHHHHHBBB3s2048s8192s")
 
 
 class Target(NamedTuple):
-    """struct target, 192 bytes"""
+    """struct target, 200 bytes"""
 
     tokio_task_id: int
     tokio_task_tag: int
@@ -374,7 +386,9 @@ class Target(NamedTuple):
     has_thread_edges: int
     pad: int
     wants_wakes: int
-    pad_tasks: int
+    inject: int
+    said_old_connection: int
+    pad_inject: int
     layout_context_trace_id: int
     layout_context_span_id: int
     layout_context_is_remote: int
@@ -407,7 +421,7 @@ class Target(NamedTuple):
     layout_pad_end: int
 
 
-TARGET = Struct("<QQQIIIIIIIIIIHHIIIIHHIIHHHHHHHHHHHHHHHHHHHHHHIQQQQQII")
+TARGET = Struct("<QQQIIIIIIIIIIHHIIIIHHIIIIHHHHHHHHHHHHHHHHHHHHHHIQQQQQII")
 
 
 class ConnectionKey(NamedTuple):
@@ -451,3 +465,28 @@ class OpenRequestKey(NamedTuple):
 
 
 OPEN_REQUEST_KEY = Struct("<QII")
+
+
+class InjectKey(NamedTuple):
+    """struct inject_key, 16 bytes"""
+
+    cookie: int
+    pid: int
+    pad: int
+
+
+INJECT_KEY = Struct("<QII")
+
+
+class InjectEvent(NamedTuple):
+    """struct inject_event, 32 bytes"""
+
+    head_kind: int
+    head_pid: int
+    head_at: int
+    cookie: int
+    notice: int
+    pad: int
+
+
+INJECT_EVENT = Struct("<IIQQII")

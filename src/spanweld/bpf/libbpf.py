@@ -19,6 +19,8 @@ from spanweld.bpf.keeper import LinkKeeper
 from spanweld.errors import HostError
 from spanweld.model import FileOffset, Pid
 
+BPF_SK_MSG_VERDICT = 7
+
 _PRINT = ctypes.CFUNCTYPE(c_int, c_int, c_char_p, c_void_p)
 
 
@@ -78,6 +80,11 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "bpf_map_delete_elem": (c_int, (c_int, c_void_p)),
     "bpf_map_get_next_key": (c_int, (c_int, c_void_p, c_void_p)),
     "bpf_obj_pin": (c_int, (c_int, c_char_p)),
+    "bpf_map__set_autocreate": (c_int, (c_void_p, c_bool)),
+    "bpf_prog_attach": (c_int, (c_int, c_int, c_int, c_uint32)),
+    "bpf_program__fd": (c_int, (c_void_p,)),
+    "bpf_program__set_autoload": (c_int, (c_void_p, c_bool)),
+    "bpf_program__attach_cgroup": (c_void_p, (c_void_p, c_int)),
     "bpf_program__name": (c_char_p, (c_void_p,)),
     "bpf_program__attach_tracepoint": (c_void_p, (c_void_p, c_char_p, c_char_p)),
     "bpf_program__attach": (c_void_p, (c_void_p,)),
@@ -243,6 +250,7 @@ class BpfObject:
             library.bpf_object__open_file(str(path).encode(), None), f"cannot open {path.name}"
         )
         self._inner_maps: dict[str, _InnerMap] = {}
+        self.left_out = ""
 
     def __enter__(self) -> BpfObject:
         return self
@@ -280,6 +288,15 @@ class BpfObject:
             key_type=library.bpf_map__btf_key_type_id(inner),
             value_type=library.bpf_map__btf_value_type_id(inner),
         )
+
+    def leave_out(self, programs: Iterable[str], maps: Iterable[str], why: str) -> None:
+        """Does without programs, and maps that only they use; ``left_out`` says why. Only before ``load``."""
+        for name in programs:
+            self.library.bpf_program__set_autoload(self._program(name), False)
+        for name in maps:
+            found = self.library.bpf_object__find_map_by_name(self._object, name.encode())
+            self.library.bpf_map__set_autocreate(found, False)
+        self.left_out = why
 
     def load(self) -> None:
         """Loads every program; HostError with the verifier's last lines if one is refused."""
@@ -342,6 +359,25 @@ class BpfObject:
             )
             for tracepoint in tracepoints
         ]
+
+    def attach_cgroup(self, program: str, cgroup: Path) -> Link:
+        """Attaches a program to a cgroup and all below it, beside those of others."""
+        descriptor = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            pointer = self.library.bpf_program__attach_cgroup(self._program(program), descriptor)
+            return Link(
+                self.library, self.library.check_pointer(pointer, f"cannot attach {program} to {cgroup}")
+            )
+        finally:
+            os.close(descriptor)
+
+    def attach_to_sockets(self, program: str, sockets: BpfMap) -> None:
+        """Attaches a program to what is sent by the sockets of a map; it goes with the map."""
+        program_fd = self.library.bpf_program__fd(self._program(program))
+        self.library.check(
+            self.library.bpf_prog_attach(program_fd, sockets.fd, BPF_SK_MSG_VERDICT, 0),
+            f"cannot attach {program} to {sockets.name}",
+        )
 
     def attach_uprobe(
         self,

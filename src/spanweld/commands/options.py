@@ -13,6 +13,7 @@ from spanweld.layouts import SdkLayout
 from spanweld.messages import warn
 from spanweld.settings import (
     AdoptMode,
+    InjectMode,
     Settings,
     WriteMode,
     batch_from_environment,
@@ -57,6 +58,15 @@ def tracing_options(function: Function) -> Function:
             help="Parent of a manual root: the innermost active span, or always the server span.",
         ),
         click.option(
+            "--inject",
+            type=click.Choice([mode.value for mode in InjectMode]),
+            default=InjectMode.AUTO.value,
+            envvar="SPANWELD_INJECT",
+            show_default=True,
+            help="Whether requests that the service sends get a traceparent header, unless it wrote one. "
+            "auto: where a trial at start shows that this kernel does not harm transfers.",
+        ),
+        click.option(
             "--exclude-path",
             "exclude_paths",
             multiple=True,
@@ -79,7 +89,12 @@ def tracing_options(function: Function) -> Function:
 
 
 def make_settings(
-    exports: tuple[str, ...], write: str, adopt: str, exclude_paths: tuple[str, ...], baggage_attributes: str
+    exports: tuple[str, ...],
+    write: str,
+    adopt: str,
+    inject: str,
+    exclude_paths: tuple[str, ...],
+    baggage_attributes: str,
 ) -> Settings:
     """Flags over environment over defaults; UsageError for what cannot be meant."""
     environ = os.environ
@@ -88,6 +103,7 @@ def make_settings(
         exports=exports or default,
         write=WriteMode(write),
         adopt=AdoptMode(adopt),
+        inject=InjectMode(inject),
         exclude_paths=exclude_paths,
         service_name=environ.get("OTEL_SERVICE_NAME") or None,
         resource_attributes=parse_key_values(

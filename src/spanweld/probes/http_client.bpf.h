@@ -9,6 +9,7 @@
 
 #include "http_connection.bpf.h"
 #include "http_client.h"
+#include "http_inject.bpf.h"
 
 struct own_exports {
 	struct excluded_path paths[EXPORT_PATHS_MAX];
@@ -192,6 +193,7 @@ GLOBAL int request_head_out(struct connection *c, struct target *target, struct 
 		return 0;
 	}
 	c->out_prepared = 0;
+	note_whether_injected(c, target, request);
 	out = &c->request_out;
 	if (out->started < request->start)
 		request->start = out->started;

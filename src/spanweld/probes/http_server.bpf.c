@@ -1126,8 +1126,11 @@ static __always_inline int traffic(struct target *target, __u32 pid, __s32 fd, _
 	if (!enter_connection(c, is_out))
 		return 0;
 	heed_missed(c);
-	if (c->role == ROLE_CLIENT)
+	if (c->role == ROLE_CLIENT) {
 		note_user(c, target);
+		if (!is_out)
+			c->sent += length;
+	}
 	c->window_left = 0;
 	scan.connection = c;
 	scan.key = &key;
@@ -1300,8 +1303,10 @@ int http_sendfile(struct syscall_exit *ctx)
 	if (!enter_connection(c, is_out))
 		return 0;
 	heed_missed(c);
-	if (!is_out)
+	if (!is_out) {
 		note_user(c, target);
+		c->sent += ctx->ret;
+	}
 	scan.connection = c;
 	scan.key = &key;
 	scan.target = target;
