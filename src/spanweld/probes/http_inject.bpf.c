@@ -482,7 +482,7 @@ static __always_inline int inject(struct sk_msg_md *msg, struct connection *c, s
 		return SK_PASS;
 	}
 	begin_request_out(c, target, state->key.pid, current_task_key(target));
-	if (!c->out_prepared)
+	if (!c->out_prepared || c->request_out.cause == CAUSE_UNKNOWN)
 		return SK_PASS;
 	if (c->request_out.server_span_id)
 		carried = find_carried(state->key.pid, c->request_out.server_span_id);
