@@ -111,7 +111,12 @@ impl Task {
 
     /// A span that the SDK is told no parent of.
     pub fn root(&self, name: &'static str) -> Open {
-        self.start(name, &self.active().key, SpanKind::Internal, &Context::new())
+        self.start(
+            name,
+            &self.active().key,
+            SpanKind::Internal,
+            &Context::new(),
+        )
     }
 
     /// A child of a span of this service, given by hand.

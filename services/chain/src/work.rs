@@ -19,7 +19,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use crate::record::{NONE, Request, Task, numbered};
 
 /// Calls that one handler makes at most.
-const CALLS: u32 = 3;
+const CALLS: u32 = 2;
 /// How deep steps go into steps.
 const DEPTH: u32 = 2;
 /// From the end of a handler on, until a task that outlives it makes its span.
@@ -38,7 +38,10 @@ pub struct Call {
 /// How a service calls the next one.
 pub trait Next: Send + Sync {
     /// Ready when the answer is there, whatever it is.
-    fn call(&self, call: Call) -> BoxFuture<'_, Result<(), Box<dyn std::error::Error + Send + Sync>>>;
+    fn call(
+        &self,
+        call: Call,
+    ) -> BoxFuture<'_, Result<(), Box<dyn std::error::Error + Send + Sync>>>;
 }
 
 /// A service: what its handlers may do.
@@ -124,6 +127,7 @@ pub async fn handle(service: Arc<Service>, incoming: Incoming, headers: HeaderMa
         service: Arc::clone(&service),
         task: task.clone(),
         calls_left: Arc::new(AtomicU32::new(CALLS)),
+        local: service.local,
         unread: incoming.unread,
     };
     let open = service.propagates.then(|| {
@@ -142,23 +146,26 @@ struct Work {
     service: Arc<Service>,
     task: Task,
     calls_left: Arc<AtomicU32>,
+    /// The task runs in a `LocalSet`.
+    local: bool,
     unread: u8,
 }
 
 impl Work {
     /// For a task that this one is about to spawn.
-    fn spawns(&self) -> Self {
+    fn spawns(&self, local: bool) -> Self {
         Self {
             task: self.task.spawns(),
+            local,
             ..self.clone()
         }
     }
 
-    /// One to three steps.
+    /// One or two steps.
     fn steps(&self, mut rng: Rng, depth: u32) -> BoxFuture<'static, ()> {
         let work = self.clone();
         async move {
-            for _ in 0..rng.u32(1..=3) {
+            for _ in 0..rng.u32(1..=2) {
                 work.step(&mut rng, depth).await;
             }
         }
@@ -210,7 +217,9 @@ impl Work {
     fn next_call(&self, rng: &mut Rng) -> Option<Call> {
         self.service.next.as_ref()?;
         self.calls_left
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1))
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| {
+                left.checked_sub(1)
+            })
             .ok()?;
         let active = self.task.active();
         let mut headers = HeaderMap::new();
@@ -230,9 +239,7 @@ impl Work {
         let seed = rng.u64(..);
         let unread = self.unread;
         Call {
-            path_and_query: format!(
-                "/{key}/{from}/{carries}/{number}?seed={seed}&unread={unread}"
-            ),
+            path_and_query: format!("/{key}/{from}/{carries}/{number}?seed={seed}&unread={unread}"),
             headers,
             body: (rng.u32(0..3) == 0).then(|| vec![b'x'; rng.usize(0..10_000)]),
             read: rng.u8(0..100) >= unread,
@@ -254,7 +261,8 @@ impl Work {
 
     /// One task, spawned in one of the ways there are, and waited for.
     async fn spawned(&self, rng: &mut Rng, depth: u32) {
-        let work = self.spawns();
+        let local = self.local && rng.bool();
+        let work = self.spawns(local);
         let mut inner = rng.fork();
         let task = async move {
             if inner.bool() {
@@ -264,7 +272,7 @@ impl Work {
                 work.inner(&mut inner, depth).await;
             }
         };
-        let task = if self.service.local && rng.bool() {
+        let task = if local {
             tokio::task::spawn_local(task)
         } else {
             tokio::spawn(task)
@@ -275,13 +283,14 @@ impl Work {
     fn spawn_two(&self, rng: &mut Rng, depth: u32) -> JoinSet<()> {
         let mut tasks = JoinSet::new();
         for _ in 0..2 {
-            let work = self.spawns();
+            let local = self.local && rng.bool();
+            let work = self.spawns(local);
             let mut inner = rng.fork();
             let task = async move {
                 let _root = work.task.root("root");
                 work.inner(&mut inner, depth).await;
             };
-            if self.service.local && rng.bool() {
+            if local {
                 tasks.spawn_local(task);
             } else {
                 tasks.spawn(task);
@@ -304,7 +313,11 @@ impl Work {
     /// Work that blocks its thread.
     async fn blocking(&self, rng: &mut Rng) {
         let in_place = !self.service.local && rng.bool();
-        let task = if in_place { self.task.clone() } else { self.task.spawns() };
+        let task = if in_place {
+            self.task.clone()
+        } else {
+            self.task.spawns()
+        };
         let time = Duration::from_micros(rng.u64(0..500));
         let work = move || {
             let root = task.root("root");
@@ -384,7 +397,9 @@ impl Work {
             // An error says that the handler is gone.
             let _ = handled.changed().await;
             tokio::time::sleep(LATE).await;
-            tracer.build(numbered(&tracer, "late", number, &key, NONE)).end();
+            tracer
+                .build(numbered(&tracer, "late", number, &key, NONE))
+                .end();
         });
     }
 }

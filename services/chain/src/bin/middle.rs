@@ -46,7 +46,11 @@ struct Hyper {
 impl Hyper {
     async fn connection(&self) -> Result<Connection, Box<dyn Error + Send + Sync>> {
         loop {
-            let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+            let idle = self
+                .idle
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .pop();
             match idle {
                 Some(connection) if connection.is_ready() => return Ok(connection),
                 Some(_) => {}
@@ -109,10 +113,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     actix_web::rt::System::new().block_on(async {
         let service = start(&provider, Some(Arc::new(next)), true, options.propagates);
         let data = Data::from(service);
-        let mut server = HttpServer::new(move || {
-            App::new().app_data(data.clone()).default_service(to(serve))
-        })
-        .shutdown_timeout(GRACE_SECONDS);
+        let mut server =
+            HttpServer::new(move || App::new().app_data(data.clone()).default_service(to(serve)))
+                .shutdown_timeout(GRACE_SECONDS);
         if let Some(workers) = options.workers {
             server = server.workers(workers);
         }
