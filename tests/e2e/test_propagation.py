@@ -6,7 +6,8 @@ import json
 import stat
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +173,29 @@ def wait_for_entries(pin: Path, count: int) -> list[dict[str, Any]]:
             return entries
         assert time.monotonic() < deadline, entries
         time.sleep(0.02)
+
+
+def test_many_at_once_do_not_get_mixed_up(every: Traced) -> None:
+    """Each has texts of its own, some of them long. Were any left behind, the agent would say so."""
+    numbers = [every.next_number() for _ in range(1500)]
+
+    def headers(number: int) -> dict[str, str]:
+        filler = "x" * (number % 7 * 1000)
+        parent = f"00-{TRACE}-{number:016x}-01"
+        return {"traceparent": parent, "tracestate": f"n={number}", "baggage": f"n={number},f={filler}"}
+
+    def work(mine: Sequence[int]) -> None:
+        with Connection(every.address) as connection:
+            for number in mine:
+                assert connection.request("GET", f"/none/{number}", headers(number)).status == 200
+
+    with ThreadPoolExecutor(32) as pool:
+        for done in [pool.submit(work, numbers[at::32]) for at in range(32)]:
+            done.result()
+    for number in numbers:
+        server, _ = every.expect(number, f"/none/{number}")
+        assert (server.parent_span_id, server.trace_state) == (f"{number:016x}", f"n={number}")
+        assert (server.attributes["n"], len(str(server.attributes["f"]))) == (str(number), number % 7 * 1000)
 
 
 def test_an_unknown_propagator_is_said() -> None:
