@@ -30,6 +30,7 @@ STRUCTS = (
     "target",
     "connection_key",
     "listening_key",
+    "own_export_key",
 )
 ENUMS = (
     "event_kind",
@@ -40,6 +41,7 @@ ENUMS = (
     "span_frame_kind",
     "http_method",
     "http_end",
+    "connection_role",
     "opaque_reason",
     "propagator",
     "manual_relation",

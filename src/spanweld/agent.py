@@ -38,6 +38,7 @@ from spanweld.probes.declaration import (
     RequestCarried,
     SpanSample,
 )
+from spanweld.probes.http_client import own_exports
 from spanweld.process.find import is_running
 from spanweld.process.listening import listening_ports
 from spanweld.resource import make_resource, read_host, read_process
@@ -236,6 +237,9 @@ class Agent:
             self._bpf.map("carried").set(_u32(pid), _u32(carried.fd))
             self._start_writer(target)
             self._put_target(target, layout)
+            for port, paths in own_exports(process.environ).items():
+                key = events.OWN_EXPORT_KEY.pack(pid, port)
+                self._bpf.map("own_exports").set(key, encode_own_exports(paths))
             if not starting:
                 listening = self._bpf.map("listening")
                 for port in listening_ports(pid):
@@ -339,6 +343,7 @@ class Agent:
         self._bpf.map("carried").delete(_u32(target.pid))
         _delete_of_pid(self._bpf.map("connections"), target.pid, events.CONNECTION_KEY.unpack, 2)
         _delete_of_pid(self._bpf.map("listening"), target.pid, events.LISTENING_KEY.unpack, 0)
+        _delete_of_pid(self._bpf.map("own_exports"), target.pid, events.OWN_EXPORT_KEY.unpack, 0)
         for descriptor in (target.spans_fd, target.carried_fd):
             if descriptor >= 0:
                 os.close(descriptor)
@@ -531,7 +536,7 @@ def encode_excluded(paths: Iterable[str]) -> bytes:
 
     A path is meant exactly (with any query), or, ending in ``*``, as a prefix.
     """
-    patterns: list[tuple[bytes, bytes]] = []
+    patterns: list[bytes] = []
     for path in paths:
         text = path.removesuffix("*").encode()
         if not path.startswith("/") or b"*" in text:
@@ -540,16 +545,35 @@ def encode_excluded(paths: Iterable[str]) -> bytes:
             )
         if len(text) > _EXCLUDED_LENGTH - 1:
             raise UsageError(f"--exclude-path {path!r} is longer than {_EXCLUDED_LENGTH - 1} bytes")
-        # What ends a path in a request target: its end, or the query.
-        for end in (b"",) if path.endswith("*") else (b"\0", b"?"):
-            pattern = text + end
-            patterns.append((pattern, b"\xff" * len(pattern)))
+        patterns += [text] if path.endswith("*") else _exact(text)
     if len(patterns) > _EXCLUDED_MAX:
         raise UsageError("--exclude-path: too many paths", "use prefixes that end in *")
+    return _encode_patterns(patterns, _EXCLUDED_MAX)
+
+
+def encode_own_exports(paths: Iterable[str]) -> bytes:
+    """The target's own export as the programs take it: ``own_exports`` of http_client.bpf.h.
+
+    Of a path that is too long its beginning counts.
+    """
+    patterns: list[bytes] = []
+    for path in dict.fromkeys(paths):
+        text = path.encode()
+        patterns += [text[:_EXCLUDED_LENGTH]] if len(text) >= _EXCLUDED_LENGTH else _exact(text)
+    return _encode_patterns(patterns[:_OWN_EXPORTS_MAX], _OWN_EXPORTS_MAX)
+
+
+def _exact(path: bytes) -> list[bytes]:
+    """A path with what ends it in a request target: its end, or the query."""
+    return [path + b"\0", path + b"?"]
+
+
+def _encode_patterns(patterns: list[bytes], room: int) -> bytes:
+    """struct excluded_path, ``room`` times."""
     return b"".join(
-        pattern.ljust(_EXCLUDED_LENGTH, b"\0") + mask.ljust(_EXCLUDED_LENGTH, b"\0")
-        for pattern, mask in patterns
-    ).ljust(_EXCLUDED_MAX * 2 * _EXCLUDED_LENGTH, b"\0")
+        pattern.ljust(_EXCLUDED_LENGTH, b"\0") + (b"\xff" * len(pattern)).ljust(_EXCLUDED_LENGTH, b"\0")
+        for pattern in patterns
+    ).ljust(room * 2 * _EXCLUDED_LENGTH, b"\0")
 
 
 def encode_propagation(settings: Settings) -> bytes:
@@ -570,6 +594,7 @@ def _parent_is_certain(layout: SdkLayout | LearnedLayout, arguments: SpanArgumen
 
 _EXCLUDED_MAX = 16
 _EXCLUDED_LENGTH = 64
+_OWN_EXPORTS_MAX = 16
 
 
 def _u32(number: int) -> bytes:

@@ -59,6 +59,8 @@ KINDS = (
     Kind("remote-parent", {"server": "", "child": "server"}),
 )
 ROUNDS = 2
+ASTRAY_CERTAIN = 4
+"""So many ends show that a span's context lies elsewhere (otel_sdk.bpf.c)."""
 
 
 class Bench:
@@ -252,8 +254,8 @@ def _judge(told: Told, rounds: Sequence[Counter[str]], *, may_go_unnoticed: bool
     unwritten = told.counters.get(BpfCounter.PARENTS_UNWRITTEN, 0)
     if told.mismatch:
         assert set(last) == {"native", "child"}, (told, rounds)
-        # A root whose end showed that its context is not there was not counted: nobody knew that it was one.
-        assert first["halfway"] <= max(unwritten, 1), (told, rounds)
+        # Roots whose ends showed that their context lies elsewhere were not counted: nobody knew them.
+        assert first["halfway"] <= max(unwritten, ASTRAY_CERTAIN), (told, rounds)
     else:
         assert set(last) == {"adopted", "child"}, (told, rounds)
         assert first["native"] == 0, (told, rounds)

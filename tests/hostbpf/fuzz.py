@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Fuzzes the HTTP server programs on the host, under sanitizers.
+"""Fuzzes the HTTP programs on the host, under sanitizers.
 
     python tests/hostbpf/fuzz.py --seconds 600
 
@@ -27,7 +27,7 @@ SOURCES = ("host.c", "programs.c", "http.c", "fuzz_http.c")
 # As in fuzz_http.c.
 IN, OUT, IN_VECTOR, OUT_VECTOR, SENDFILE, CONTROL = range(6)
 REOPEN, SHUTDOWN, DUP, DUP2, WAIT, THREAD, TASK, FAULT = range(8)
-WITH_TASKS, WITH_DISCOVERY, WITH_SMALL_MAPS, WITH_FAULTS, WITH_PROPAGATORS = 1, 2, 4, 8, 16
+WITH_TASKS, WITH_DISCOVERY, WITH_SMALL_MAPS, WITH_FAULTS, AS_CLIENT, WITH_PROPAGATORS = 1, 2, 4, 8, 16, 32
 
 _GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 _OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -125,13 +125,20 @@ def seeds() -> Iterator[bytes]:
     for steps in CONVERSATIONS:
         for piece in (255, 24, 1):
             yield encode(0, steps, piece)
+            yield encode(AS_CLIENT, steps, piece)
         for settings in (WITH_TASKS, WITH_DISCOVERY, WITH_SMALL_MAPS, WITH_FAULTS, WITH_PROPAGATORS):
             yield encode(settings, steps, 255)
+            yield encode(settings | AS_CLIENT, steps, 255)
         for kind in range(8):
-            control = bytes([CONTROL | kind << 5, 3])
-            whole = encode(WITH_FAULTS | WITH_PROPAGATORS, steps, 60)
-            first = 1 + 2 + whole[2]
-            yield whole[:first] + control + whole[first:]
+            yield _with_control(encode(WITH_FAULTS | WITH_PROPAGATORS, steps, 60), kind, 3)
+            # Of SHUTDOWN: a read that ends or fails, in five ways.
+            yield _with_control(encode(AS_CLIENT, steps, 60), SHUTDOWN, 128 | kind << 3)
+
+
+def _with_control(whole: bytes, kind: int, argument: int) -> bytes:
+    """The same with something between the first transfer and the second."""
+    first = 1 + 2 + whole[2]
+    return whole[:first] + bytes([CONTROL | kind << 5, argument]) + whole[first:]
 
 
 def fuzz(

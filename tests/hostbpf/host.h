@@ -87,6 +87,9 @@ struct span_frame;
 void host_push_span(__u32 pid, __u64 key, struct span_frame *frame);
 void host_end_span(__u32 pid, __u64 key, __u64 span_id);
 
+/* Whether that task reads and writes the running process's connection for others. */
+bool host_is_driver(int fd, __u64 task_key);
+
 /* Sets a `const volatile` setting of the programs, as libbpf does before it loads them. */
 void host_set_constant(const volatile void *address, const void *value, size_t size);
 
@@ -167,6 +170,8 @@ bool host_is_open(int fd);
 
 void sys_accept(int fd, const struct host_socket *socket);
 void sys_accept_old(int fd, const struct host_socket *socket); /* accept(2) */
+/* connect(2) of a new socket, which becomes `socket`; with its result, that of one that is open. */
+void sys_connect(int fd, const struct host_socket *socket, long result);
 void sys_close(int fd);
 void sys_shutdown(int fd, int how);
 void sys_dup(int fd, int to);
@@ -183,6 +188,8 @@ void sys_thread_exit(void);
  * the pieces hold is readable to the programs for the call's time, and nothing else is.
  */
 void sys_transfer(enum host_call call, int fd, const struct host_piece *pieces, size_t nr, long result, int flags);
+/* Nothing was: `result` is minus an error, or 0. */
+void sys_transfer_fails(enum host_call call, int fd, long result);
 
 /* ---- its probed functions */
 

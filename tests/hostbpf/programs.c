@@ -40,6 +40,7 @@ void host_register_maps(void)
 	MAP(connections);
 	MAP(queued_requests);
 	MAP(listening);
+	MAP(own_exports);
 	MAP(root_starts);
 	MAP(manual_spans);
 	MAP(late_ids);
@@ -352,6 +353,14 @@ void sys_accept_old(int fd, const struct host_socket *socket)
 	leave(http_accept, fd);
 }
 
+void sys_connect(int fd, const struct host_socket *socket, long result)
+{
+	if (!host_is_open(fd))
+		host_open(fd, socket);
+	arguments(fd, 0, 0, 0);
+	leave(http_connect, result);
+}
+
 void sys_close(int fd)
 {
 	arguments(fd, 0, 0, 0);
@@ -433,13 +442,20 @@ void sys_thread_exit(void)
 	host_leave();
 }
 
+/* arch/x86/entry/syscalls/syscall_64.tbl */
+static const int call_numbers[CALL_MAX] = {
+	[CALL_READ] = 0,  [CALL_RECVFROM] = 45, [CALL_READV] = 19,  [CALL_RECVMSG] = 47,
+	[CALL_WRITE] = 1, [CALL_SENDTO] = 44,	[CALL_WRITEV] = 20, [CALL_SENDMSG] = 46,
+};
+
+void sys_transfer_fails(enum host_call call, int fd, long result)
+{
+	arguments(fd, 0, 0, 0);
+	leave_call(call < CALLS_IN ? http_in : http_out, call_numbers[call], result);
+}
+
 void sys_transfer(enum host_call call, int fd, const struct host_piece *pieces, size_t nr, long result, int flags)
 {
-	/* arch/x86/entry/syscalls/syscall_64.tbl */
-	static const int numbers[CALL_MAX] = {
-		[CALL_READ] = 0,  [CALL_RECVFROM] = 45, [CALL_READV] = 19,  [CALL_RECVMSG] = 47,
-		[CALL_WRITE] = 1, [CALL_SENDTO] = 44,	[CALL_WRITEV] = 20, [CALL_SENDMSG] = 46,
-	};
 	struct user_msghdr {
 		__u64 name, name_length, iov, nr_iov, control, control_length, flags;
 	} message = {.iov = (__u64)pieces, .nr_iov = nr};
@@ -463,7 +479,7 @@ void sys_transfer(enum host_call call, int fd, const struct host_piece *pieces, 
 		arguments(fd, (__u64)pieces->base, pieces->size, flags);
 	else
 		arguments(fd, with_message ? (__u64)&message : (__u64)pieces, with_message ? (__u64)flags : nr, 0);
-	leave_call(is_in ? http_in : http_out, numbers[call], result < 0 ? all : result);
+	leave_call(is_in ? http_in : http_out, call_numbers[call], result < 0 ? all : result);
 	host_unmap_memory(&message);
 	host_unmap_memory(pieces);
 	for (size_t i = 0; i < nr; i++)
@@ -528,6 +544,16 @@ void host_push_span(__u32 pid, __u64 key, struct span_frame *frame)
 void host_end_span(__u32 pid, __u64 key, __u64 span_id)
 {
 	end_span(pid, key, span_id);
+}
+
+bool host_is_driver(int fd, __u64 task_key)
+{
+	struct connection_key key = {.pid = host_pid()};
+	struct connection *c;
+
+	socket_of(fd, &key);
+	c = host_map_lookup("connections", &key);
+	return c && is_connection_driver(c, task_key);
 }
 
 /* ---- settings */

@@ -21,6 +21,7 @@ class EventKind(IntEnum):
     MANUAL_ROOT = 4
     ADOPTION = 5
     SPAN_SAMPLE = 6
+    CLIENT_SPAN = 7
     CARRIED = 9
 
 
@@ -55,7 +56,8 @@ class Counter(IntEnum):
     PARENTS_UNWRITTEN = 25
     ROOTS_DROPPED = 26
     MANUAL_SPANS = 27
-    MAX = 28
+    CLIENT_SPANS = 28
+    MAX = 29
 
 
 class Adoption(IntEnum):
@@ -88,6 +90,7 @@ class SpanFrameKind(IntEnum):
 
     SERVER = 1
     MANUAL = 2
+    CLIENT = 3
 
 
 class HttpMethod(IntEnum):
@@ -112,6 +115,15 @@ class HttpEnd(IntEnum):
     CLOSED = 1
     UPGRADED = 2
     UNFRAMED = 3
+    RESET = 4
+    TIMED_OUT = 5
+
+
+class ConnectionRole(IntEnum):
+    """enum connection_role"""
+
+    SERVER = 0
+    CLIENT = 1
 
 
 class OpaqueReason(IntEnum):
@@ -223,7 +235,7 @@ class ConnectionOpaqueEvent(NamedTuple):
     head_pid: int
     head_at: int
     reason: int
-    pad: int
+    role: int
     addresses_family: int
     addresses_peer_port: int
     addresses_local_port: int
@@ -413,3 +425,13 @@ class ListeningKey(NamedTuple):
 
 
 LISTENING_KEY = Struct("<II")
+
+
+class OwnExportKey(NamedTuple):
+    """struct own_export_key, 8 bytes"""
+
+    pid: int
+    port: int
+
+
+OWN_EXPORT_KEY = Struct("<II")

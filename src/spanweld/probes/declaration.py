@@ -81,7 +81,7 @@ class Probe:
 
 @dataclass(frozen=True, slots=True)
 class ConnectionOpaque:
-    """A connection is not followed any more; ``peer`` is ``address:port``."""
+    """A connection is not followed any more; ``peer`` is its address, with its port if it is the server."""
 
     reason: str
     peer: str

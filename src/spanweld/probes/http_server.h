@@ -1,4 +1,4 @@
-/* Events of the HTTP server probe. */
+/* Events of the HTTP probes: server spans and what client spans (http_client.h) share with them. */
 #ifndef SPANWELD_HTTP_SERVER_H
 #define SPANWELD_HTTP_SERVER_H
 
@@ -22,12 +22,20 @@ enum http_method {
 	METHOD_CONNECT,
 };
 
-/* Why a server span ended. */
+/* Why a span ended. A client span's is known by the response's head, a server span's by all of it. */
 enum http_end {
 	END_RESPONSE = 0, /* its response is complete */
 	END_CLOSED, /* the connection was closed before the response was complete */
 	END_UPGRADED, /* the connection speaks another protocol from here on */
 	END_UNFRAMED, /* the response could not be followed any further */
+	END_RESET, /* client: the server reset the connection */
+	END_TIMED_OUT, /* client: the kernel gave the server up */
+};
+
+/* Which end of a connection the target is. */
+enum connection_role {
+	ROLE_SERVER = 0, /* it accepted it */
+	ROLE_CLIENT, /* it connected it */
 };
 
 /* server_span_event.remote */
@@ -54,8 +62,8 @@ struct server_span_event {
 	__u64 trace_id_low;
 	__u64 trace_id_high;
 	__u64 span_id;
-	__u64 parent_span_id; /* of the remote parent, 0: none */
-	__u64 task_key; /* the task whose stack holds the span */
+	__u64 parent_span_id; /* of a server span the remote parent, of a client span its cause; 0: none */
+	__u64 task_key; /* the task whose stack holds the span; of a client span 0: none does */
 	struct http_addresses addresses;
 	__u16 status; /* 0: no response */
 	__u16 target_length; /* bytes of `target` in use */
@@ -91,7 +99,7 @@ enum opaque_reason {
 struct connection_opaque_event {
 	struct event_head head;
 	__u32 reason; /* enum opaque_reason */
-	__u32 pad;
+	__u32 role; /* enum connection_role */
 	struct http_addresses addresses;
 };
 

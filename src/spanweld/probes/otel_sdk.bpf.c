@@ -248,13 +248,6 @@ static __always_inline bool ask_to_stop(struct stop_request *request, struct pt_
 	return true;
 }
 
-static __always_inline bool find_active(__u32 pid, __u64 key, struct active_spans *found)
-{
-	struct span_slot *slot = find_slot(pid, key);
-
-	return slot && slot_active(slot, key, found) == SPANS_OK;
-}
-
 static __always_inline __u64 parent_for(const struct target *target, const struct active_spans *found)
 {
 	return target->adopt_mode == ADOPT_SERVER ? found->server.span_id : found->active.span_id;

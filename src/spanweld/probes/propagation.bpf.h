@@ -471,6 +471,12 @@ GLOBAL int carry_long_line(struct direction *d, struct server_span_event *reques
 }
 
 /* A whole line of a request's head, of which the first letter says that it may be one of these. */
+static __always_inline bool is_traceparent(__u64 w0, __u64 w1)
+{
+	return w0 == TEXT8('t', 'r', 'a', 'c', 'e', 'p', 'a', 'r') &&
+	       (w1 & FIRST_BYTES(4)) == TEXT8('e', 'n', 't', ':', 0, 0, 0, 0);
+}
+
 GLOBAL int parse_propagation_header(struct direction *d, struct server_span_event *request)
 {
 	__u64 w0, w1;
@@ -480,8 +486,7 @@ GLOBAL int parse_propagation_header(struct direction *d, struct server_span_even
 		return 0;
 	w0 = load64(d->line) | LOWER;
 	w1 = load64(&d->line[8]) | LOWER;
-	if (w0 == TEXT8('t', 'r', 'a', 'c', 'e', 'p', 'a', 'r') &&
-	    (w1 & FIRST_BYTES(4)) == TEXT8('e', 'n', 't', ':', 0, 0, 0, 0)) {
+	if (is_traceparent(w0, w1)) {
 		if (propagation.place[PROPAGATOR_TRACECONTEXT])
 			parse_traceparent(d, request);
 		return 0;

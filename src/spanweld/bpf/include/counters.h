@@ -31,6 +31,7 @@ enum counter {
 	COUNT_PARENTS_UNWRITTEN, /* adopted roots whose parent could not be written */
 	COUNT_ROOTS_DROPPED, /* roots in a sampled request of which the service built no span */
 	COUNT_MANUAL_SPANS, /* manual spans seen to end */
+	COUNT_CLIENT_SPANS,
 	COUNT_MAX,
 };
 

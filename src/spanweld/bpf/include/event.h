@@ -9,6 +9,7 @@ enum event_kind {
 	EVENT_MANUAL_ROOT = 4,
 	EVENT_ADOPTION = 5,
 	EVENT_SPAN_SAMPLE = 6,
+	EVENT_CLIENT_SPAN = 7,
 	EVENT_CARRIED = 9,
 };
 

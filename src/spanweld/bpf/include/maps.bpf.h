@@ -213,6 +213,13 @@ static __always_inline struct span_slot *find_slot(__u32 pid, __u64 key)
 	return slot < 0 ? NULL : &bucket->slots[slot & (SPANS_BUCKET_SLOTS - 1)];
 }
 
+static __always_inline bool find_active(__u32 pid, __u64 key, struct active_spans *found)
+{
+	struct span_slot *slot = find_slot(pid, key);
+
+	return slot && slot_active(slot, key, found) == SPANS_OK;
+}
+
 /* Makes a slot if the task, which is the running one, has none. */
 static __always_inline void push_span(__u32 pid, __u64 key, struct span_frame *frame)
 {

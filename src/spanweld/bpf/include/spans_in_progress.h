@@ -34,6 +34,7 @@
 enum span_frame_kind {
 	FRAME_SERVER = 1, /* automatic, a request that the target serves */
 	FRAME_MANUAL = 2, /* made by the target with the OpenTelemetry SDK */
+	FRAME_CLIENT = 3, /* automatic, a request that the task has sent, until the response's head */
 };
 
 #define TRACE_FLAG_SAMPLED 1
@@ -43,7 +44,7 @@ struct span_frame {
 	__u64 trace_id_low;
 	__u64 trace_id_high;
 	__u64 span_id; /* 0: the span has ended */
-	__u64 remote_parent; /* of a server span: the parent that came in the request, or 0 */
+	__u64 remote_parent; /* of a server span: the parent that came in the request, or 0; of a client span: its parent */
 	__u8 flags; /* W3C trace flags */
 	__u8 kind; /* enum span_frame_kind */
 	__u8 pad[6];
