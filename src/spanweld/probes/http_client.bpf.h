@@ -100,22 +100,23 @@ static __always_inline void note_user(struct connection *c, const struct target 
  */
 GLOBAL int begin_request_out(struct connection *c, struct target *target, __u32 pid, __u64 task_key)
 {
-	struct active_spans found = {};
 	struct span_frame frame = {};
+	struct active_spans *found;
 	struct request_out *request;
 
 	if (!c || !target || c->out_prepared)
 		return 0;
 	request = &c->request_out;
+	found = &c->cause;
 	frame.kind = FRAME_CLIENT;
 	frame.span_id = random64() | 1ULL << 63;
-	if (find_active(pid, task_key, &found)) {
-		frame.trace_id_low = found.active.trace_id_low;
-		frame.trace_id_high = found.active.trace_id_high;
-		frame.flags = found.active.flags;
+	if (find_active(pid, task_key, found)) {
+		frame.trace_id_low = found->active.trace_id_low;
+		frame.trace_id_high = found->active.trace_id_high;
+		frame.flags = found->active.flags;
 		frame.remote_parent =
-			found.active.kind == FRAME_CLIENT ? found.active.remote_parent : found.active.span_id;
-		request->server_span_id = found.server.span_id;
+			found->active.kind == FRAME_CLIENT ? found->active.remote_parent : found->active.span_id;
+		request->server_span_id = found->server.span_id;
 		request->task_key = task_key;
 		push_span(pid, task_key, &frame);
 	} else {

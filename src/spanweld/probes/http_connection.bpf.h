@@ -87,6 +87,7 @@ struct connection {
 	__u64 connected_by; /* key of the task that connected it; 0: it is older than the agent */
 	__u64 user; /* key of the first task that read or wrote it, 0: none has yet */
 	struct request_out request_out;
+	struct active_spans cause; /* scratch of begin_request_out(): the stack is small */
 	__u32 queue_head; /* numbers of pipelined requests in `queued_requests` */
 	__u32 queue_tail;
 	struct http_addresses addresses;
