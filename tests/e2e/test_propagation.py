@@ -16,9 +16,10 @@ import pytest
 from spanweld.bpf.pins import PINS
 from tests.support.agent import COMMAND
 from tests.support.client import Connection, head, load
+from tests.support.peer import Peer
 from tests.support.services import Service, binary
 from tests.support.traced import Seen, Traced
-from tests.support.traces import HAS_IS_REMOTE, IS_REMOTE, assert_child
+from tests.support.traces import HAS_IS_REMOTE, IS_REMOTE, assert_child, client_spans
 
 pytestmark = [pytest.mark.root]
 
@@ -140,6 +141,23 @@ def test_baggage_replaces_no_attribute(every: Traced) -> None:
     assert seen.server.attributes["url.path"] == f"/nested/{seen.number}"
     assert seen.server.attributes["http.request.method"] == "GET"
     assert seen.server.attributes["all"] == "yes"
+
+
+def test_client_spans_have_what_their_request_brought(every: Traced) -> None:
+    headers = {**TRACEPARENT, "tracestate": "rojo=1", "baggage": "tenant=a,url.full=no"}
+    with Peer() as peer:
+        seen = every.see(f"/ask/{{n}}?to={peer.address}", "before", "after", headers=headers)
+        path = f"/a/{seen.number}"
+        (client,) = client_spans(every.receiver.wait_for(lambda spans: client_spans(spans, path)), path)
+        assert_child(client, seen.server)
+        assert (client.trace_id, client.trace_state) == (TRACE, "rojo=1")
+        assert client.attributes["tenant"] == "a"
+        assert client.attributes["url.full"] == f"http://{peer.address}{path}"
+        seen = every.see(f"/ask/{{n}}?to={peer.address}", "before", "after")
+        path = f"/a/{seen.number}"
+        (client,) = client_spans(every.receiver.wait_for(lambda spans: client_spans(spans, path)), path)
+        assert client.trace_state == ""
+        assert "tenant" not in client.attributes
 
 
 def test_carried_is_typed_private_and_empty_in_the_end(every: Traced) -> None:
