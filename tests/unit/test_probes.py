@@ -275,6 +275,25 @@ def test_a_manual_span_keeps_its_own_times() -> None:
     assert (span.parent_span_id, span.status) == (4, StatusCode.ERROR)
 
 
+@pytest.mark.parametrize(
+    ("role", "address", "family", "peer"),
+    [
+        (events.ConnectionRole.SERVER, "10.0.0.1", socket.AF_INET, "10.0.0.1"),
+        (events.ConnectionRole.CLIENT, "10.0.0.1", socket.AF_INET, "10.0.0.1:443"),
+        (events.ConnectionRole.CLIENT, "::1", socket.AF_INET6, "[::1]:443"),
+        (events.ConnectionRole.CLIENT, "::", socket.AF_UNIX, "a Unix socket"),
+    ],
+)
+def test_the_peer_of_an_opaque_connection(
+    role: events.ConnectionRole, address: str, family: int, peer: str
+) -> None:
+    packed = ip_address(address).packed.ljust(16, b"\0")
+    data = events.CONNECTION_OPAQUE_EVENT.pack(
+        *(2, 1, 0, events.OpaqueReason.TLS, role, family, 443, 50_000, 0, packed, bytes(16))
+    )
+    assert decode_connection_opaque(data, CLOCK, {}) == ConnectionOpaque("speaks TLS, which is opaque", peer)
+
+
 def test_other_events() -> None:
     opaque = decode_connection_opaque(
         events.CONNECTION_OPAQUE_EVENT.pack(

@@ -1199,6 +1199,7 @@ static __always_inline int failed(__u32 pid, __s32 fd, __u32 ended_by, bool is_o
 	c = bpf_map_lookup_elem(&connections, &key);
 	if (!c || c->role != ROLE_CLIENT || c->out.state == OPAQUE || !enter_connection(c, !is_out))
 		return 0;
+	forget_request_out(c);
 	if (is_out) {
 		c->write_failure = ended_by;
 	} else {
@@ -1413,8 +1414,8 @@ int http_shutdown(struct syscall_enter *ctx)
 	if (!c || c->out.state == OPAQUE)
 		return 0;
 	heed_missed(c);
+	forget_request_out(c);
 	if (c->role == ROLE_CLIENT && ctx->args[1] != SHUT_RDWR) {
-		forget_request_out(c);
 		c->in.state = OPAQUE;
 		return 0;
 	}
