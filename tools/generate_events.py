@@ -31,6 +31,7 @@ STRUCTS = (
     "connection_key",
     "listening_key",
     "own_export_key",
+    "open_request_key",
     "inject_key",
     "inject_event",
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import selectors
 import sys
@@ -28,11 +29,12 @@ from spanweld.layouts import SdkLayout
 from spanweld.layouts.learned import LearnedLayout, Learner, Sample
 from spanweld.model import Origin, Pid, Resource, Span, SpanKind
 from spanweld.plan import Plan
-from spanweld.probes import REGISTRY
+from spanweld.probes import REGISTRY, tokio_tasks
 from spanweld.probes.declaration import (
     AdoptionChanged,
     ConnectionOpaque,
     Decoder,
+    Instrumentation,
     ManualRoot,
     OldConnection,
     Place,
@@ -40,6 +42,7 @@ from spanweld.probes.declaration import (
     RequestCarried,
     SocketLetGo,
     SpanSample,
+    WakesWanted,
 )
 from spanweld.probes.http_client import own_exports
 from spanweld.process.find import is_running
@@ -53,6 +56,8 @@ from spanweld.writers.stop import writer as stop_writer
 BPF_OBJECT = Path(__file__).parent / "bpf/objects/spanweld.bpf.o"
 DRAIN_INTERVAL = 0.1
 CLOSE_TIMEOUT = 3.0
+WAKES_UNASKED = 10.0
+"""Seconds for which wakes are followed in a service that may send requests, and has sent none yet."""
 
 _WRITE_NUMBERS = {
     WriteMode.OFF: events.WriteMode.OFF,
@@ -92,7 +97,13 @@ _COUNTER_TEXTS = {
     events.Counter.ROOTS_NO_TRACER: "manual roots were left alone: their thread was not traced",
     events.Counter.ROOTS_UNWRITTEN: "manual roots were left alone: their trace id could not be written",
     events.Counter.PARENTS_UNWRITTEN: "adopted roots kept no parent: it could not be written",
+    events.Counter.CAUSE_UNKNOWN: "requests out have no parent: more than one request may have caused them",
     events.Counter.ROOTS_DROPPED: "manual roots were not sampled by the service: their request is",
+}
+
+_LOST_WITHOUT = {
+    tokio_tasks.INSTRUMENTATION.name: "what a request hands on to other tasks is not joined to it",
+    tokio_tasks.WAKES.name: "requests out on connections that are used again have no parent",
 }
 
 
@@ -105,11 +116,15 @@ class Target:
     resource: Resource
     writer: Writer
     pins: PinFolder
+    image: Path
     spans_fd: int
     carried_fd: int
     span_kinds: Mapping[int, int]
     learner: Learner | None = None
     links: list[tuple[Probe, Link]] = field(default_factory=list)
+    task_links: list[Link] = field(default_factory=list)
+    wake_links: list[Link] = field(default_factory=list)
+    wakes_until: float = math.inf
     pidfd: int = -1
     ended: bool = False
 
@@ -271,6 +286,7 @@ class Agent:
             resource=make_resource(self._settings, process, self._host_facts),
             writer=self._make_writer(pid, mode, starting),
             pins=pins,
+            image=image,
             spans_fd=spans.fd,
             carried_fd=carried.fd,
             span_kinds={raw: int(kind) for raw, kind in layout.span_kinds.items()} if layout else {},
@@ -291,9 +307,16 @@ class Agent:
                 listening = self._bpf.map("listening")
                 for port in listening_ports(pid):
                     listening.set(events.LISTENING_KEY.pack(pid, port), b"\1")
+            target.task_links = self._follow(target, tokio_tasks.INSTRUMENTATION)
+            if plan.has_http_client:
+                # Whether it needs them is not known, but the first request out would be too late.
+                self._follow_wakes(target)
+                target.wakes_until = time.monotonic() + WAKES_UNASKED
             # What sees a span begin comes last, and goes first: none begins that is not seen to be built.
             for point in reversed(plan.points):
-                link = self._bpf.attach_uprobe(point.probe.program, pid, image, point.offset, self._keeper)
+                link = self._bpf.attach_uprobe(
+                    point.probe.program, pid, image, point.offset, keeper=self._keeper
+                )
                 target.links.insert(0, (point.probe, link))
             target.pidfd = os.pidfd_open(pid)
         except ProcessLookupError:
@@ -307,6 +330,43 @@ class Agent:
         if descriptor is not None:
             self._selector.register(descriptor, selectors.EVENT_READ, target)
         return target
+
+    def _follow(self, target: Target, group: Instrumentation) -> list[Link]:
+        """Attaches a group of what follows the tasks of a target, or says what is lost without it."""
+        why_not = target.plan.why_not(group)
+        if why_not and target.plan.facts.task_id is not None:
+            self._say(f"pid {target.pid}: {_LOST_WITHOUT[group.name]}: {why_not}")
+        return [
+            self._bpf.attach_uprobe(
+                point.probe.program,
+                target.pid,
+                target.image,
+                point.offset,
+                keeper=self._keeper,
+                cookie=point.cookie,
+            )
+            for point in target.plan.points_of(group)
+        ]
+
+    def _follow_wakes(self, target: Target) -> None:
+        if target.wake_links:
+            return
+        try:
+            target.wake_links = self._follow(target, tokio_tasks.WAKES)
+        except HostError as error:
+            if is_running(target.pid):
+                self._say(f"pid {target.pid}: {_LOST_WITHOUT[tokio_tasks.WAKES.name]}: {error.message}")
+            return
+        if target.wake_links:
+            # Only now: of what was missed before, nothing is concluded.
+            self._bpf.map("wakes_followed").set(_u32(target.pid), bytes(8))
+
+    def _leave_wakes(self, target: Target) -> None:
+        target.wakes_until = math.inf
+        self._bpf.map("wakes_followed").delete(_u32(target.pid))
+        for link in target.wake_links:
+            link.detach()
+        target.wake_links.clear()
 
     def _mode_for(self, plan: Plan, choice: Choice) -> WriteMode:
         """How this target is written to: only ``stop`` reaches ids before spans that are built late."""
@@ -343,6 +403,7 @@ class Agent:
     def _encode_target(self, target: Target, layout: SdkLayout | LearnedLayout | None) -> bytes:
         settings = self._settings
         task_id, arguments = target.plan.facts.task_id, target.plan.arguments
+        shows_spans = isinstance(layout, SdkLayout) and layout.shows_spans
         values = dict.fromkeys(events.Target._fields, 0)
         values.update(
             tokio_task_id=task_id.offset_from_fs & (1 << 64) - 1 if task_id else 0,
@@ -360,7 +421,7 @@ class Agent:
             tracer=target.writer.tracer or 0,
             parent_based=int(settings.sampler.parent_based),
             inject=int(self._injection is not None),
-            wants_manual_spans=int("console" in settings.exports and isinstance(layout, SdkLayout)),
+            wants_manual_spans=int("console" in settings.exports and shows_spans),
             builds_late=int(target.plan.seen_late),
             context_argument=arguments.context if arguments else 0,
             parent_argument=arguments.parent if arguments else 0,
@@ -370,9 +431,11 @@ class Agent:
         if layout:
             for name in values:
                 if name.startswith("layout_") and not name.startswith("layout_pad"):
-                    # One that was learned has no more than what adoption needs.
+                    # One that was learned, or read from code, may have no more than what adoption needs.
                     value = getattr(layout, name.removeprefix("layout_"), None)
                     values[name] = _LAYOUT_ABSENT.get(name, 0xFFFF) if value is None else value
+            if not shows_spans:
+                values["layout_span_status_size"] = 0
         return events.TARGET.pack(*values.values())
 
     def remove(self, target: Target) -> None:
@@ -380,6 +443,10 @@ class Agent:
         for _, link in target.links:
             link.detach()
         target.links.clear()
+        self._leave_wakes(target)
+        for link in target.task_links:
+            link.detach()
+        target.task_links.clear()
         self._forget(target.writer.fileno())
         report = target.writer.stop()
         if report:
@@ -391,6 +458,8 @@ class Agent:
         self._drain()
         self._bpf.map("spans_in_progress").delete(_u32(target.pid))
         self._bpf.map("carried").delete(_u32(target.pid))
+        self._bpf.map("open_counts").delete(_u32(target.pid))
+        _delete_of_pid(self._bpf.map("open_requests"), target.pid, events.OPEN_REQUEST_KEY.unpack, 1)
         _delete_of_pid(self._bpf.map("connections"), target.pid, events.CONNECTION_KEY.unpack, 2)
         _delete_of_pid(self._bpf.map("listening"), target.pid, events.LISTENING_KEY.unpack, 0)
         _delete_of_pid(self._bpf.map("own_exports"), target.pid, events.OWN_EXPORT_KEY.unpack, 0)
@@ -436,6 +505,9 @@ class Agent:
                 due = now + DRAIN_INTERVAL
                 for exporter in self._exporters:
                     exporter.poll(now)
+            for target in self._targets.values():
+                if now >= target.wakes_until:
+                    self._leave_wakes(target)
             for target in [target for target in self._targets.values() if target.ended]:
                 self.remove(target)
 
@@ -478,6 +550,9 @@ class Agent:
                 self._say_opaque(decoded)
             elif isinstance(decoded, AdoptionChanged):
                 self._adoption_changed(target, decoded)
+            elif isinstance(decoded, WakesWanted):
+                target.wakes_until = math.inf
+                self._follow_wakes(target)
             elif isinstance(decoded, SpanSample):
                 self._learn(target, decoded)
             elif isinstance(decoded, SocketLetGo):

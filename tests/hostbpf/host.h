@@ -234,6 +234,17 @@ void host_probe(enum host_probe probe, const struct host_registers *registers);
 void sys_epoll_wait_returns(int number, long result);
 void host_signal_generated(int signal, __u32 pid, __u32 tid, bool is_for_process, int result);
 
+/* The running task or thread begins a task, a thread, a process; it wakes the task with this header. */
+void host_spawns(__u64 id);
+void host_starts_thread(__u32 tid);
+void host_starts_process(__u32 pid);
+void host_wakes(const void *header);
+
+/* What the programs ask of each other. */
+int host_cause_by_tasks(__u32 pid, __u64 task_key, __u32 sender, struct active_spans *found);
+void host_reset_wakes(__u32 pid, __u64 driver);
+bool host_finds_context(__u32 pid, __u64 task_key, struct active_spans *found);
+
 /* The programs' settings. */
 void host_exclude_path(unsigned index, const char *path, bool prefix);
 void host_kernel_writes(bool allowed);

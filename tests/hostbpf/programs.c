@@ -24,6 +24,7 @@ static inline void host_store64(void *to, unsigned long long word)
 #include "http_inject.bpf.c"
 #include "http_server.bpf.c"
 #include "otel_sdk.bpf.c"
+#include "tokio_tasks.bpf.c"
 
 #include "host.h"
 
@@ -48,6 +49,12 @@ void host_register_maps(void)
 	MAP(late_ids);
 	MAP(builds);
 	MAP(stop_requests);
+	MAP(task_edges);
+	MAP(open_requests);
+	MAP(open_counts);
+	MAP(request_slots);
+	MAP(wake_records);
+	MAP(wakes_followed);
 	host_map_add("events", &events, ELEMENTS(events.type), ELEMENTS(events.max_entries), 0, 0);
 	host_map_add("spans_in_progress", &spans_in_progress, ELEMENTS(spans_in_progress.type),
 		     ELEMENTS(spans_in_progress.max_entries), sizeof(__u32), sizeof(void *));
@@ -728,6 +735,27 @@ void sys_thread_exit(void)
 	host_enter();
 	http_thread_exit(NULL);
 	host_leave();
+	host_enter();
+	tokio_thread_ends(NULL);
+	host_leave();
+}
+
+void host_starts_thread(__u32 tid)
+{
+	struct task_newtask context = {.pid = (__s32)tid, .clone_flags = CLONE_THREAD};
+
+	host_enter();
+	tokio_thread_started(&context);
+	host_leave();
+}
+
+void host_starts_process(__u32 pid)
+{
+	struct task_newtask context = {.pid = (__s32)pid};
+
+	host_enter();
+	tokio_thread_started(&context);
+	host_leave();
 }
 
 /* arch/x86/entry/syscalls/syscall_64.tbl */
@@ -802,6 +830,64 @@ void host_probe(enum host_probe probe, const struct host_registers *registers)
 	host_enter();
 	programs[probe](&context);
 	host_leave();
+}
+
+static __u64 attach_cookie;
+
+unsigned long long bpf_get_attach_cookie(void *context)
+{
+	(void)context;
+	return attach_cookie;
+}
+
+void host_spawns(__u64 id)
+{
+	struct pt_regs context;
+
+	__builtin_memset(&context, 0xa5, sizeof(context));
+	context.r12 = id;
+	attach_cookie = ID_IN_R12;
+	host_enter();
+	tokio_task_spawned(&context);
+	host_leave();
+}
+
+void host_wakes(const void *header)
+{
+	struct pt_regs context;
+
+	__builtin_memset(&context, 0xa5, sizeof(context));
+	context.di = (__u64)header;
+	host_enter();
+	tokio_wake(&context);
+	host_leave();
+}
+
+int host_cause_by_tasks(__u32 pid, __u64 task_key, __u32 sender, struct active_spans *found)
+{
+	int result;
+
+	host_enter();
+	result = cause_by_tasks(pid, task_key, sender, found);
+	host_leave();
+	return result;
+}
+
+void host_reset_wakes(__u32 pid, __u64 driver)
+{
+	host_enter();
+	reset_wakes(pid, driver);
+	host_leave();
+}
+
+bool host_finds_context(__u32 pid, __u64 task_key, struct active_spans *found)
+{
+	bool result;
+
+	host_enter();
+	result = find_context(pid, task_key, found);
+	host_leave();
+	return result;
 }
 
 void sys_epoll_wait_returns(int number, long result)

@@ -24,6 +24,7 @@ class EventKind(IntEnum):
     CLIENT_SPAN = 7
     INJECT = 10
     CARRIED = 9
+    WAKES_WANTED = 8
 
 
 class Counter(IntEnum):
@@ -58,11 +59,12 @@ class Counter(IntEnum):
     ROOTS_DROPPED = 26
     MANUAL_SPANS = 27
     CLIENT_SPANS = 28
-    REQUESTS_INJECTED = 29
-    REQUESTS_OWN = 30
-    REQUESTS_BARE = 31
-    INJECT_REFUSED = 32
-    MAX = 33
+    CAUSE_UNKNOWN = 29
+    REQUESTS_INJECTED = 30
+    REQUESTS_OWN = 31
+    REQUESTS_BARE = 32
+    INJECT_REFUSED = 33
+    MAX = 34
 
 
 class Adoption(IntEnum):
@@ -361,7 +363,7 @@ CARRIED = Struct("<IIQQHHHHHBBB3s2048s8192s")
 
 
 class Target(NamedTuple):
-    """struct target, 192 bytes"""
+    """struct target, 200 bytes"""
 
     tokio_task_id: int
     tokio_task_tag: int
@@ -382,9 +384,12 @@ class Target(NamedTuple):
     samples: int
     astray_distance: int
     ends_astray: int
+    has_thread_edges: int
+    pad: int
+    wants_wakes: int
     inject: int
     said_old_connection: int
-    pad: int
+    pad_inject: int
     layout_context_trace_id: int
     layout_context_span_id: int
     layout_context_is_remote: int
@@ -417,7 +422,7 @@ class Target(NamedTuple):
     layout_pad_end: int
 
 
-TARGET = Struct("<QQQIIIIIIIIIIHHIIIIIIIHHHHHHHHHHHHHHHHHHHHHHIQQQQQII")
+TARGET = Struct("<QQQIIIIIIIIIIHHIIIIHHIIIIHHHHHHHHHHHHHHHHHHHHHHIQQQQQII")
 
 
 class ConnectionKey(NamedTuple):
@@ -450,6 +455,17 @@ class OwnExportKey(NamedTuple):
 
 
 OWN_EXPORT_KEY = Struct("<II")
+
+
+class OpenRequestKey(NamedTuple):
+    """struct open_request_key, 16 bytes"""
+
+    server_span_id: int
+    pid: int
+    pad: int
+
+
+OPEN_REQUEST_KEY = Struct("<QII")
 
 
 class InjectKey(NamedTuple):

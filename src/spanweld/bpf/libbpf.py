@@ -41,6 +41,18 @@ class _MapCreateOptions(ctypes.Structure):
     )
 
 
+class _UprobeOptions(ctypes.Structure):
+    """struct bpf_uprobe_opts, as far as it is used"""
+
+    _fields_ = (
+        ("sz", c_size_t),
+        ("ref_ctr_offset", c_size_t),
+        ("bpf_cookie", c_uint64),
+        ("retprobe", c_bool),
+        ("func_name", c_char_p),
+    )
+
+
 _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "bpf_object__open_file": (c_void_p, (c_char_p, c_void_p)),
     "bpf_object__load": (c_int, (c_void_p,)),
@@ -76,7 +88,10 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "bpf_program__name": (c_char_p, (c_void_p,)),
     "bpf_program__attach_tracepoint": (c_void_p, (c_void_p, c_char_p, c_char_p)),
     "bpf_program__attach": (c_void_p, (c_void_p,)),
-    "bpf_program__attach_uprobe": (c_void_p, (c_void_p, c_bool, c_int, c_char_p, c_size_t)),
+    "bpf_program__attach_uprobe_opts": (
+        c_void_p,
+        (c_void_p, c_int, c_char_p, c_size_t, POINTER(_UprobeOptions)),
+    ),
     "bpf_link__destroy": (c_int, (c_void_p,)),
     "bpf_link__fd": (c_int, (c_void_p,)),
     "libbpf_set_print": (c_void_p, (_PRINT,)),
@@ -365,11 +380,19 @@ class BpfObject:
         )
 
     def attach_uprobe(
-        self, program: str, pid: Pid, image: Path, offset: FileOffset, keeper: LinkKeeper | None = None
+        self,
+        program: str,
+        pid: Pid,
+        image: Path,
+        offset: FileOffset,
+        *,
+        keeper: LinkKeeper | None = None,
+        cookie: int = 0,
     ) -> Link:
-        """Attaches a program to one instruction of an image, in one process."""
-        pointer = self.library.bpf_program__attach_uprobe(
-            self._program(program), False, pid, str(image).encode(), offset
+        """Attaches a program to one instruction of an image, in one process; it is given ``cookie`` there."""
+        options = _UprobeOptions(sz=ctypes.sizeof(_UprobeOptions), bpf_cookie=cookie)
+        pointer = self.library.bpf_program__attach_uprobe_opts(
+            self._program(program), pid, str(image).encode(), offset, ctypes.byref(options)
         )
         what = f"cannot attach {program} at {image}+{offset:#x} in process {pid}"
         return Link(self.library, self.library.check_pointer(pointer, what), keeper)

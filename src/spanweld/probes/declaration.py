@@ -13,10 +13,14 @@ from spanweld.model import Span, SpanContext, SpanId
 
 
 class Place(Enum):
-    """Where in a function, or that the program's own section names a tracepoint, or what sockets do."""
+    """Where in a function, or that the program's own section names a tracepoint, or what sockets do.
+
+    ``NEW_TASK``: wherever a task of tokio's gets its id; the program is told in which register it is.
+    """
 
     ENTRY = "entry"
     RETURNS = "returns"
+    NEW_TASK = "new task"
     TRACEPOINT = "tracepoint"
     SOCKETS = "sockets"
 
@@ -58,6 +62,7 @@ class Probe:
     instruction, which must allow it. ``until_verified``: taken off once the layout is verified, unless
     spans are built late. ``tracepoints`` are those of system calls (``sys_exit_read``) that a program serves;
     none: the one that its section names. ``for_stop_writer``: a tracepoint that only the stop writer needs.
+    ``when_asked``: attached to a target once a program has said that it is needed (``WakesWanted``).
     """
 
     program: str
@@ -70,6 +75,7 @@ class Probe:
     until_verified: bool = False
     tracepoints: tuple[str, ...] = ()
     for_stop_writer: bool = False
+    when_asked: bool = False
 
     def fits(self, release: Release, seen: Seen) -> bool:
         """Whether it is needed with this release of the crate, where spans are seen so."""
@@ -140,6 +146,11 @@ class RequestCarried:
     baggage: str
 
 
+@dataclass(frozen=True, slots=True)
+class WakesWanted:
+    """Who wakes which task is needed from now on, to tell what causes the target's requests out."""
+
+
 Decoded = (
     Span
     | ConnectionOpaque
@@ -149,6 +160,7 @@ Decoded = (
     | RequestCarried
     | SocketLetGo
     | OldConnection
+    | WakesWanted
 )
 Decoder = Callable[[bytes, Clock, Mapping[int, int]], Decoded]
 """Takes an event's bytes, the clock, and the target's table from stored span kind to SpanKind."""

@@ -76,6 +76,14 @@ static __always_inline bool is_connection_driver(const struct connection *c, __u
 	return !c->is_shared && c->connected_by != task_key && (!c->user || c->user == task_key);
 }
 
+static __always_inline __u32 sender_of(const struct connection *c, __u64 task_key)
+{
+	if (!is_connection_driver(c, task_key))
+		return SENDER_ITSELF;
+	/* What went out on a connection that is older than the agent is not known. */
+	return c->has_sent || !c->connected_by ? SENDER_DRIVER : SENDER_DRIVER_FIRST;
+}
+
 static __always_inline void note_user(struct connection *c, const struct target *target)
 {
 	__u64 key;
@@ -95,7 +103,9 @@ static __always_inline void note_user(struct connection *c, const struct target 
  * out whole (or forget_request_out()), the decision stands, whoever asks. The cause is, in this order:
  *
  *  1. what is active on the sending task's own stack. Then the span goes onto that stack itself;
- *  2. none: the request begins a trace.
+ *  2. if it drives the connection for others, what its wakes say;
+ *  3. what is active in its spawner, but never for a driver after the first request;
+ *  4. none: the request begins a trace. So does one whose cause is unknown, but nobody is to be told of that.
  *
  * Requests that are under way at once in one task do not cause each other: they are siblings.
  */
@@ -104,22 +114,27 @@ GLOBAL int begin_request_out(struct connection *c, struct target *target, __u32 
 	struct span_frame frame = {};
 	struct active_spans *found;
 	struct request_out *request;
+	__u32 sender, cause;
 
 	if (!c || !target || c->out_prepared)
 		return 0;
 	request = &c->request_out;
 	found = &c->cause;
+	sender = sender_of(c, task_key);
+	c->has_sent = 1;
 	frame.kind = FRAME_CLIENT;
 	frame.span_id = random64() | 1ULL << 63;
-	if (find_active(pid, task_key, found)) {
+	cause = find_active(pid, task_key, found) ? CAUSE_FOUND : cause_by_tasks(pid, task_key, sender, found);
+	if (cause == CAUSE_FOUND) {
 		frame.trace_id_low = found->active.trace_id_low;
 		frame.trace_id_high = found->active.trace_id_high;
 		frame.flags = found->active.flags;
 		frame.remote_parent =
 			found->active.kind == FRAME_CLIENT ? found->active.remote_parent : found->active.span_id;
 		request->server_span_id = found->server.span_id;
-		request->task_key = task_key;
-		push_span(pid, task_key, &frame);
+		request->task_key = sender == SENDER_ITSELF ? task_key : 0;
+		if (sender == SENDER_ITSELF)
+			push_upon(pid, task_key, &frame, found);
 	} else {
 		frame.trace_id_low = random64() | 1; /* never 0 */
 		frame.trace_id_high = random64();
@@ -127,6 +142,7 @@ GLOBAL int begin_request_out(struct connection *c, struct target *target, __u32 
 		request->server_span_id = 0;
 		request->task_key = 0;
 	}
+	request->cause = cause;
 	request->started = bpf_ktime_get_ns();
 	request->trace_id_low = frame.trace_id_low;
 	request->trace_id_high = frame.trace_id_high;

@@ -3,6 +3,7 @@
 #define SPANWELD_HTTP_CONNECTION_BPF_H
 
 #include "maps.bpf.h"
+#include "task_edges.bpf.h"
 #include "http_server.h"
 #include "propagation.h"
 
@@ -64,7 +65,8 @@ struct request_out {
 	__u64 server_span_id; /* of the request that is its cause, 0: none is known */
 	__u64 task_key; /* the task whose stack holds the span, 0: none does */
 	__u8 flags; /* W3C trace flags */
-	__u8 pad[7];
+	__u8 cause; /* enum cause; CAUSE_UNKNOWN: some request caused it, and nothing is to be injected */
+	__u8 pad[6];
 };
 
 /*
@@ -84,12 +86,14 @@ struct connection {
 	__u8 out_prepared; /* request_out is that of the next request; else, of the one before */
 	__u8 is_shared; /* tasks other than `user` have read or written it, too */
 	__u8 write_failure; /* enum http_end, of a request that could not be written; its response may come all the same */
+	__u8 has_sent; /* a request went out on it, for another task if a driver sent it */
+	__u8 injected; /* the next request got a header of ours */
+	__u8 pad[2];
 	__u64 connected_by; /* key of the task that connected it; 0: it is older than the agent */
 	__u64 user; /* key of the first task that read or wrote it, 0: none has yet */
 	struct request_out request_out;
 	__u32 sent; /* bytes that the target was told to have written, modulo 2^32 */
-	__u8 injected; /* the next request got a header of ours */
-	__u8 pad[3];
+	__u32 pad_sent;
 	struct active_spans cause; /* scratch of begin_request_out(): the stack is small */
 	__u32 queue_head; /* numbers of pipelined requests in `queued_requests` */
 	__u32 queue_tail;

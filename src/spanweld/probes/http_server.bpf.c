@@ -505,6 +505,7 @@ GLOBAL int activate(struct connection *c, struct target *target, __u64 key)
 	frame.remote_parent = request->parent_span_id;
 	frame.flags = request->flags;
 	frame.kind = FRAME_SERVER;
+	open_request(c->pid, request->span_id);
 	push_span(c->pid, key, &frame);
 	if (request->remote & REMOTE_CARRIED && request->flags & TRACE_FLAG_SAMPLED)
 		tell_carried(request);
@@ -521,6 +522,8 @@ GLOBAL int send_span(struct server_span_event *request, __u32 pid, __u32 role, _
 	if (request->task_key)
 		end_span(pid, request->task_key, request->span_id);
 	drop_carried(pid, request);
+	if (role == ROLE_SERVER)
+		close_request(pid, request->span_id);
 	if (!(request->flags & TRACE_FLAG_SAMPLED))
 		return 0;
 	request->head.kind = role == ROLE_CLIENT ? EVENT_CLIENT_SPAN : EVENT_SERVER_SPAN;
@@ -696,6 +699,8 @@ static __always_inline void response_head_done(struct scan *s)
 	if (c->role == ROLE_CLIENT) {
 		finish(c, d->status, END_RESPONSE);
 		c->requests_open = RESPONSE_UNDER_WAY;
+		if (!c->is_shared)
+			reset_wakes(c->pid, c->user);
 	}
 	if (method == METHOD_HEAD || d->status == 204 || d->status == 304) {
 		response_done(s);
@@ -1504,10 +1509,13 @@ static __always_inline int thread_waits(void)
 {
 	struct span_slot *slot;
 	__u64 key = thread_key();
+	struct target *target;
 	__u32 pid;
 
-	if (!current_target(&pid))
+	target = current_target(&pid);
+	if (!target)
 		return 0;
+	note_wait(target, pid);
 	slot = find_slot(pid, key);
 	if (slot)
 		slot_clear(slot, key);

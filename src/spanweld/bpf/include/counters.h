@@ -32,6 +32,7 @@ enum counter {
 	COUNT_ROOTS_DROPPED, /* roots in a sampled request of which the service built no span */
 	COUNT_MANUAL_SPANS, /* manual spans seen to end */
 	COUNT_CLIENT_SPANS,
+	COUNT_CAUSE_UNKNOWN, /* requests out without a parent: more than one request may have caused them */
 	COUNT_REQUESTS_INJECTED, /* requests out that got a header of ours */
 	COUNT_REQUESTS_OWN, /* … that had one of the application's own */
 	COUNT_REQUESTS_BARE, /* … that carry none */

@@ -12,6 +12,7 @@ enum event_kind {
 	EVENT_CLIENT_SPAN = 7,
 	EVENT_INJECT = 10,
 	EVENT_CARRIED = 9,
+	EVENT_WAKES_WANTED = 8,
 };
 
 struct event_head {

@@ -126,6 +126,15 @@ static __always_inline void emit(void *event, __u64 size)
 		count(COUNT_EVENT_LOST);
 }
 
+/* The verifier wants each register read at a place of its own, which the compiler would make one. */
+#define READ_REGISTER(ctx, name)                                                                                  \
+	({                                                                                                        \
+		__u64 value = (ctx)->name;                                                                        \
+                                                                                                                  \
+		asm volatile("" : "+r"(value));                                                                   \
+		value;                                                                                            \
+	})
+
 static __always_inline struct target *current_target(__u32 *pid)
 {
 	*pid = bpf_get_current_pid_tgid() >> 32;
