@@ -3,10 +3,10 @@
     python -m bench.inject             over the loopback
     python -m bench.inject --link      over a link between network namespaces, shaped to 1 Gbit/s
 
-100 MiB go up and down over two connections of one process, in turns: one is older than the agent, and so as it
-always was, the other one is given headers. Up: as a blocking client sends, in writes of 1 MiB, and as an event loop
-does, in writes of 64 KiB and of 1 MiB that take what there is room for. The figure is the best of all rounds, that
-which other things on the machine disturbed least. Needs root.
+100 MiB go up and down over connections of one process, in turns: two are older than the agent, and so as they
+always were, the third is given headers. Up: as a blocking client sends, in writes of 1 MiB, and as an event
+loop does, in writes of 64 KiB and of 1 MiB that take what there is room for. The figure is the best of all
+rounds, that which other things on the machine disturbed least. Needs root.
 """
 
 from __future__ import annotations

@@ -540,7 +540,7 @@ class Agent:
             if isinstance(decoded, Span):
                 if decoded.origin is Origin.AUTOMATIC and decoded.kind is SpanKind.SERVER:
                     decoded = self._root_links.link(decoded)
-                    decoded = self._carried.apply(decoded, decoded.context.span_id)
+                decoded = self._carried.apply(decoded)
                 spans[head.pid].append(decoded)
             elif isinstance(decoded, RequestCarried):
                 self._carried.add(decoded.server_span_id, decoded.trace_state, decoded.baggage)

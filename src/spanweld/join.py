@@ -56,11 +56,14 @@ class CarriedContexts:
         if len(self._open) > self._limit:
             self._open.popitem(last=False)
 
-    def apply(self, span: Span, server_span_id: SpanId) -> Span:
+    def apply(self, span: Span) -> Span:
         """The span with the trace state and the attributes of the request that it belongs to.
 
         Its own attributes go before those of the baggage. With the server span itself, the request ends.
         """
+        server_span_id = span.server_span_id
+        if server_span_id is None:
+            return span
         context = self._open.get(server_span_id) or self._ended.get(server_span_id)
         if context is None:
             return span

@@ -6,7 +6,8 @@ import json
 import stat
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ import pytest
 from spanweld.bpf.pins import PINS
 from tests.support.agent import COMMAND
 from tests.support.client import Connection, head, load
+from tests.support.peer import Peer
 from tests.support.services import Service, binary
 from tests.support.traced import Seen, Traced
-from tests.support.traces import HAS_IS_REMOTE, IS_REMOTE, assert_child
+from tests.support.traces import HAS_IS_REMOTE, IS_REMOTE, assert_child, client_spans
 
 pytestmark = [pytest.mark.root]
 
@@ -141,6 +143,23 @@ def test_baggage_replaces_no_attribute(every: Traced) -> None:
     assert seen.server.attributes["all"] == "yes"
 
 
+def test_client_spans_have_what_their_request_brought(every: Traced) -> None:
+    headers = {**TRACEPARENT, "tracestate": "rojo=1", "baggage": "tenant=a,url.full=no"}
+    with Peer() as peer:
+        seen = every.see(f"/ask/{{n}}?to={peer.address}", "before", "after", headers=headers)
+        path = f"/a/{seen.number}"
+        (client,) = client_spans(every.receiver.wait_for(lambda spans: client_spans(spans, path)), path)
+        assert_child(client, seen.server)
+        assert (client.trace_id, client.trace_state) == (TRACE, "rojo=1")
+        assert client.attributes["tenant"] == "a"
+        assert client.attributes["url.full"] == f"http://{peer.address}{path}"
+        seen = every.see(f"/ask/{{n}}?to={peer.address}", "before", "after")
+        path = f"/a/{seen.number}"
+        (client,) = client_spans(every.receiver.wait_for(lambda spans: client_spans(spans, path)), path)
+        assert client.trace_state == ""
+        assert "tenant" not in client.attributes
+
+
 def test_carried_is_typed_private_and_empty_in_the_end(every: Traced) -> None:
     pin = PINS / str(every.pid) / "carried"
     assert stat.S_IMODE(pin.stat().st_mode) & 0o077 == 0
@@ -172,6 +191,29 @@ def wait_for_entries(pin: Path, count: int) -> list[dict[str, Any]]:
             return entries
         assert time.monotonic() < deadline, entries
         time.sleep(0.02)
+
+
+def test_many_at_once_do_not_get_mixed_up(every: Traced) -> None:
+    """Each has texts of its own, some of them long. Were any left behind, the agent would say so."""
+    numbers = [every.next_number() for _ in range(1500)]
+
+    def headers(number: int) -> dict[str, str]:
+        filler = "x" * (number % 7 * 1000)
+        parent = f"00-{TRACE}-{number:016x}-01"
+        return {"traceparent": parent, "tracestate": f"n={number}", "baggage": f"n={number},f={filler}"}
+
+    def work(mine: Sequence[int]) -> None:
+        with Connection(every.address) as connection:
+            for number in mine:
+                assert connection.request("GET", f"/none/{number}", headers(number)).status == 200
+
+    with ThreadPoolExecutor(32) as pool:
+        for done in [pool.submit(work, numbers[at::32]) for at in range(32)]:
+            done.result()
+    for number in numbers:
+        server, _ = every.expect(number, f"/none/{number}")
+        assert (server.parent_span_id, server.trace_state) == (f"{number:016x}", f"n={number}")
+        assert (server.attributes["n"], len(str(server.attributes["f"]))) == (str(number), number % 7 * 1000)
 
 
 def test_an_unknown_propagator_is_said() -> None:

@@ -382,7 +382,7 @@ void sys_connect(int fd, const struct host_socket *socket, long result)
 
 /* ---- sockets of TCP, and what they send */
 
-#define PIECES_MAX 16
+#define MESSAGE_PIECES_MAX 16
 
 struct piece {
 	char *bytes;
@@ -392,7 +392,7 @@ struct piece {
 struct message {
 	struct sk_msg_md md; /* first: what programs get */
 	int nr;
-	struct piece pieces[PIECES_MAX];
+	struct piece pieces[MESSAGE_PIECES_MAX];
 };
 
 static struct open_file *file_of_sock(const void *sock)
@@ -469,7 +469,7 @@ static bool message_call_fails(void)
 
 static void insert_piece(struct message *message, int at, size_t size)
 {
-	if (message->nr == PIECES_MAX)
+	if (message->nr == MESSAGE_PIECES_MAX)
 		host_fail("too many pieces");
 	for (int i = message->nr++; i > at; i--)
 		message->pieces[i] = message->pieces[i - 1];

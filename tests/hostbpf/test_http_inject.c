@@ -174,6 +174,74 @@ TEST(inject_only_where_there_is_room)
 	}
 }
 
+/* ---- what came in with the request that is the cause */
+
+#define SERVER_FD 20
+#define CALL "GET /in HTTP/1.1\r\ntraceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01\r\n"
+
+/* The request out carries this behind its traceparent. */
+static void check_carried(const char *brought, const char *head, const char *carried)
+{
+	const char *wire, *rest = strchr(head, '\n') + 1;
+	size_t place = rest - head;
+	char call[16384];
+
+	start();
+	sys_accept(SERVER_FD, &host_tcp);
+	snprintf(call, sizeof(call), "%s%s\r\n", CALL, brought);
+	in_at(SERVER_FD, call, strlen(call));
+	send_text(head, WHOLE);
+	CHECK_EQUAL(host_wire(FD).size, strlen(head) + LINE_LENGTH + strlen(carried));
+	wire = host_wire(FD).bytes;
+	CHECK(!memcmp(wire, head, place));
+	CHECK(!memcmp(wire + place, "traceparent: 00-0af7651916cd43dd8448eb211c80319c-", 49));
+	CHECK(!memcmp(wire + place + LINE_LENGTH, carried, strlen(carried)));
+	CHECK(!memcmp(wire + place + LINE_LENGTH + strlen(carried), rest, strlen(rest)));
+}
+
+TEST(inject_carried)
+{
+	check_carried("", GET, "");
+	check_carried("tracestate: a=b\r\n", GET, "tracestate: a=b\r\n");
+	check_carried("baggage: k=v\r\nBaggage: l=w;p\r\n", GET, "baggage: k=v,l=w;p\r\n");
+	check_carried("baggage: k=v\r\ntracestate: a=b\r\n", GET, "tracestate: a=b\r\nbaggage: k=v\r\n");
+	check_carried("tracestate: a=b\r\nbaggage: k=v\r\n", "GET / HTTP/1.1\r\nTraceState: x=y\r\n\r\n",
+		      "baggage: k=v\r\n");
+	check_carried("tracestate: a=b\r\nbaggage: k=v\r\n", "GET / HTTP/1.1\r\nBAGGAGE:x=y\r\n\r\n",
+		      "tracestate: a=b\r\n");
+	check_carried("tracestate: a=b\r\nbaggage: k=v\r\n",
+		      "GET / HTTP/1.1\r\nbaggage-x: 1\r\nx-tracestate: x=y\r\n\r\n",
+		      "tracestate: a=b\r\nbaggage: k=v\r\n");
+}
+
+TEST(inject_carried_of_any_length)
+{
+	for (size_t length = 1; length <= 200; length += length < 20 ? 1 : 60) {
+		char brought[512], carried[512];
+
+		test_case("values of %zu bytes", length);
+		snprintf(brought, sizeof(brought), "tracestate: a=%0*d\r\nbaggage: k=%0*d\r\n", (int)length, 7,
+			 (int)length + 3, 7);
+		memcpy(carried, brought, sizeof(carried));
+		check_carried(brought, GET, carried);
+	}
+}
+
+/* Too much for the send buffer, as it is: without what was carried it goes. */
+TEST(inject_carried_without_room)
+{
+	static char call[4000];
+
+	start();
+	seen = 0;
+	sys_accept(SERVER_FD, &host_tcp);
+	snprintf(call, sizeof(call), "%sbaggage: k=%0400d\r\n\r\n", CALL, 7);
+	in_at(SERVER_FD, call, strlen(call));
+	host_send_buffer(FD, 2400, 0, 0);
+	send_text(GET, WHOLE);
+	CHECK_CAME(GET, true);
+}
+
 /* Bytes that no tracepoint saw: from then on, nobody knows where a request begins. */
 TEST(inject_after_unseen_bytes)
 {

@@ -18,7 +18,12 @@ def server_span(span_id: int) -> Span:
         start_ns=1,
         end_ns=2,
         origin=Origin.AUTOMATIC,
+        server_span_id=SpanId(span_id),
     )
+
+
+def client_span(span_id: int, server_span_id: int) -> Span:
+    return replace(server_span(span_id), kind=SpanKind.CLIENT, server_span_id=SpanId(server_span_id))
 
 
 def root(number: int) -> SpanContext:
@@ -58,21 +63,22 @@ def test_the_oldest_is_forgotten_and_counted() -> None:
 def test_what_a_request_brought_is_for_its_server_span_and_those_after_it() -> None:
     carried = CarriedContexts(frozenset({"k"}))
     carried.add(SpanId(7), "a=1", "k=v,other=2")
-    client = replace(server_span(8), kind=SpanKind.CLIENT, attributes={"k": "own", "url.full": "x"})
+    client = replace(client_span(8, 7), attributes={"k": "own", "url.full": "x"})
     for span in (client, server_span(7), client):
-        applied = carried.apply(span, SpanId(7))
+        applied = carried.apply(span)
         assert applied.trace_state == "a=1"
         assert applied.attributes == {"k": "v", **span.attributes}
-    assert carried.apply(server_span(9), SpanId(9)) == server_span(9)
+    for span in (server_span(9), client_span(8, 9), replace(client_span(8, 9), server_span_id=None)):
+        assert carried.apply(span) == span
 
 
 def test_of_what_was_brought_the_newest_is_kept() -> None:
     carried = CarriedContexts(frozenset(), limit=2, ended_limit=1)
     for number in (1, 2, 3):
         carried.add(SpanId(number), "a=1", "")
-    states = [carried.apply(server_span(number), SpanId(number)).trace_state for number in (1, 2, 3)]
+    states = [carried.apply(server_span(number)).trace_state for number in (1, 2, 3)]
     assert states == ["", "a=1", "a=1"]
-    states = [carried.apply(server_span(9), SpanId(number)).trace_state for number in (1, 2, 3)]
+    states = [carried.apply(client_span(9, number)).trace_state for number in (1, 2, 3)]
     assert states == ["", "", "a=1"]
 
 

@@ -204,7 +204,7 @@ EVENT_HEAD = Struct("<IIQ")
 
 
 class ServerSpanEvent(NamedTuple):
-    """struct server_span_event, 584 bytes"""
+    """struct server_span_event, 592 bytes"""
 
     head_kind: int
     head_pid: int
@@ -214,6 +214,7 @@ class ServerSpanEvent(NamedTuple):
     trace_id_high: int
     span_id: int
     parent_span_id: int
+    server_span_id: int
     task_key: int
     addresses_family: int
     addresses_peer_port: int
@@ -239,7 +240,7 @@ class ServerSpanEvent(NamedTuple):
     target: bytes
 
 
-SERVER_SPAN_EVENT = Struct("<IIQQQQQQQHHHH16s16sHHHHBBBBBBBB16s64s128s256s")
+SERVER_SPAN_EVENT = Struct("<IIQQQQQQQQHHHH16s16sHHHHBBBBBBBB16s64s128s256s")
 
 
 class ConnectionOpaqueEvent(NamedTuple):

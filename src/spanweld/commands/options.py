@@ -92,9 +92,10 @@ def make_settings(
     exports: tuple[str, ...],
     write: str,
     adopt: str,
-    inject: str,
     exclude_paths: tuple[str, ...],
     baggage_attributes: str,
+    *,
+    inject: str,
 ) -> Settings:
     """Flags over environment over defaults; UsageError for what cannot be meant."""
     environ = os.environ

@@ -200,6 +200,7 @@ GLOBAL int request_head_out(struct connection *c, struct target *target, struct 
 	request->addresses = c->addresses;
 	request->task_key = out->task_key;
 	request->span_id = out->span_id;
+	request->server_span_id = out->server_span_id;
 	if (!out->parent_span_id && request->parent_span_id) {
 		if (!target->parent_based)
 			request->flags =

@@ -63,6 +63,7 @@ struct server_span_event {
 	__u64 trace_id_high;
 	__u64 span_id;
 	__u64 parent_span_id; /* of a server span the remote parent, of a client span its cause; 0: none */
+	__u64 server_span_id; /* of a client span: of the request that is its cause; 0: none is known */
 	__u64 task_key; /* the task whose stack holds the span; of a client span 0: none does */
 	struct http_addresses addresses;
 	__u16 status; /* 0: no response */
@@ -104,7 +105,7 @@ struct connection_opaque_event {
 };
 
 _Static_assert(sizeof(struct http_addresses) == 40, "no hidden padding");
-_Static_assert(sizeof(struct server_span_event) == 16 + 48 + 40 + 16 + 16 + 64 + 128 + 256, "no hidden padding");
+_Static_assert(sizeof(struct server_span_event) == 16 + 56 + 40 + 16 + 16 + 64 + 128 + 256, "no hidden padding");
 _Static_assert(sizeof(struct connection_opaque_event) == 64, "no hidden padding");
 
 #endif

@@ -91,6 +91,7 @@ def decode_server_span(data: bytes, clock: Clock, span_kinds: Mapping[int, int])
         origin=Origin.AUTOMATIC,
         attributes=attributes,
         status=status,
+        server_span_id=SpanId(event.span_id),
     )
 
 
