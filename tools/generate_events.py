@@ -26,11 +26,14 @@ STRUCTS = (
     "manual_root_event",
     "adoption_event",
     "span_sample_event",
+    "carried",
     "target",
     "connection_key",
     "listening_key",
     "own_export_key",
     "open_request_key",
+    "inject_key",
+    "inject_event",
 )
 ENUMS = (
     "event_kind",
@@ -43,6 +46,8 @@ ENUMS = (
     "http_end",
     "connection_role",
     "opaque_reason",
+    "inject_notice",
+    "propagator",
     "manual_relation",
     "manual_status",
     "layout_check",

@@ -177,26 +177,35 @@ class _Way:
 
 
 def _ways(image: Image, release: Release, layout: SdkLayout | str) -> Iterator[_Way]:
-    functions = locate(
-        image,
-        {
-            probe.symbol
-            for instrumentation in _OF_SPANS
-            for probe in instrumentation.probes
-            if probe.symbol and any(probe.fits(release, seen) for seen in Seen)
-        },
-    )
+    functions = locate(image, _symbols(release, (Seen.BUILT, Seen.RETURNED)))
+    found = False
     if release >= otel_sdk.BUILDS_APART:
         probes = _place(image, release, Seen.BUILT, functions)
         why_not = _first_reason(probes)
         arguments = None if why_not else _span_arguments(image, probes)
         yield _Way(Seen.BUILT, probes, layout, arguments, why_not, _contradiction(arguments, layout))
+        found = not why_not
     probes = _place(image, release, Seen.RETURNED, functions)
     yield _Way(Seen.RETURNED, probes, layout, None, _first_reason(probes))
+    if found or not _first_reason(probes):
+        return
+    # The last way, for which without symbols all vtables are looked at.
     exported = layout.of_exported_data() if isinstance(layout, SdkLayout) else layout
+    data = layout.exported_data if isinstance(layout, SdkLayout) else None
+    wanted = _symbols(release, (Seen.EXPORTED,)) - functions.keys()
+    functions = {**functions, **locate(image, wanted, data)}
     probes = _place(image, release, Seen.EXPORTED, functions)
     why_not = _first_reason(probes) or ("" if exported else "the layout of exported spans is not known")
     yield _Way(Seen.EXPORTED, probes, exported or layout, None, why_not)
+
+
+def _symbols(release: Release, ways: Iterable[Seen]) -> set[str]:
+    return {
+        probe.symbol
+        for instrumentation in _OF_SPANS
+        for probe in instrumentation.probes
+        if probe.symbol and any(probe.fits(release, seen) for seen in ways)
+    }
 
 
 def _span_arguments(image: Image, probes: Iterable[ProbePlan]) -> SpanArguments | None:

@@ -3,18 +3,20 @@
  *
  *     settings, then any number of: operation, argument, bytes of a transfer
  *
- * settings: WITH_TASKS | WITH_DISCOVERY | WITH_SMALL_MAPS | WITH_FAULTS | AS_CLIENT
+ * settings: WITH_TASKS | WITH_DISCOVERY | WITH_SMALL_MAPS | WITH_FAULTS | AS_CLIENT | WITH_PROPAGATORS
  * operation: bits 0-2 enum operation, bits 3-4 connection, bits 5-7 variety
  * argument: length of the transfer, or what the operation makes of it
  *
  * As a client the target connects instead of accepting, and what goes in goes out and the other way round.
  *
  * fuzz.py makes the seeds in this form. Invariants, besides what the sanitizers find: when all is
- * closed nothing is left; no more spans than requests, no more answered ones than responses; and
- * the same spans come out when the same bytes arrive one by one.
+ * closed nothing is left; no more spans than requests, no more answered ones than responses; texts
+ * that are carried could go out as a header's value; and the same comes out when the same bytes arrive one by one.
  */
 #include "http.h"
 #include "testing.h"
+
+#include "carried.h"
 
 #include <stdarg.h>
 #include <stdint.h>
@@ -32,6 +34,7 @@ enum {
 	WITH_SMALL_MAPS = 4,
 	WITH_FAULTS = 8,
 	AS_CLIENT = 16,
+	WITH_PROPAGATORS = 32, /* all of them, and all is told */
 };
 
 enum operation {
@@ -68,6 +71,8 @@ static struct traffic traffics[SOCKETS_MAX];
 static __u32 sockets, socket_of[CONNECTIONS];
 
 static struct server_span_event spans[SPANS_MAX];
+/* What was told of carried texts: how many events, and a sum over their bytes. */
+static __u64 carried_events, carried_sum;
 
 void test_fail(const char *file, int line, const char *format, ...)
 {
@@ -179,6 +184,39 @@ static void control(enum control kind, int connection, __u8 argument, __u32 sett
 	}
 }
 
+/* Members without blanks around them, and nothing that could end a line. */
+static void check_carried_text(const char *text, __u32 length)
+{
+	for (__u32 i = 0; i < length; i++) {
+		CHECK(text[i] >= ' ' && text[i] < 0x7f);
+		if (text[i] == ',')
+			CHECK(i && i + 1 < length && text[i - 1] != ' ' && text[i - 1] != ',');
+		carried_sum = carried_sum * 31 + (__u8)text[i];
+	}
+	if (length)
+		CHECK(text[0] != ' ' && text[length - 1] != ' ' && text[0] != ',');
+}
+
+static void check_carried(void)
+{
+	carried_events = carried_sum = 0;
+	for (__u32 i = 0; i < host_events(); i++) {
+		struct host_event event = host_event(i);
+		const struct carried *carried = event.bytes;
+
+		if (carried->head.kind != EVENT_CARRIED)
+			continue;
+		carried_events++;
+		CHECK(carried->tracestate_length <= TRACESTATE_MAX && carried->baggage_length <= BAGGAGE_MAX);
+		CHECK(carried->tracestate_length || carried->baggage_length);
+		check_carried_text(carried->tracestate, carried->tracestate_length);
+		if (event.size <= offsetof(struct carried, baggage))
+			CHECK_EQUAL(event.size, offsetof(struct carried, tracestate) + carried->tracestate_length);
+		else
+			check_carried_text(carried->baggage, carried->baggage_length);
+	}
+}
+
 /* Plays the input and closes all; the number of spans that came, which are in `spans`. */
 static __u32 play(const uint8_t *input, size_t size, bool one_by_one)
 {
@@ -194,7 +232,10 @@ static __u32 play(const uint8_t *input, size_t size, bool one_by_one)
 		http_start();
 	if (settings & WITH_DISCOVERY && !(settings & AS_CLIENT))
 		host_map_update("listening", (__u32[]){PID, 8080}, &(__u8){1});
+	if (settings & WITH_PROPAGATORS)
+		host_propagation(&(struct propagation){.place = {1, 2, 3, 4}, .tells_baggage = 1});
 	if (settings & WITH_SMALL_MAPS) {
+		host_carried_limit(PID, 1);
 		host_map_limit("connections", 2);
 		host_map_limit("queued_requests", 3);
 	}
@@ -245,6 +286,7 @@ static __u32 play(const uint8_t *input, size_t size, bool one_by_one)
 
 	CHECK_EQUAL(host_map_count("connections"), 0);
 	CHECK_EQUAL(host_map_count("queued_requests"), 0);
+	CHECK_EQUAL(host_carried_count(PID), 0);
 	if (settings & AS_CLIENT) {
 		CHECK(host_live_frames(PID) <= 1);
 		host_end_span(PID, settings & WITH_TASKS ? 1 : thread_task_key(TID), served.span_id);
@@ -257,6 +299,7 @@ static __u32 play(const uint8_t *input, size_t size, bool one_by_one)
 		responses += traffics[i].responses;
 	}
 	nr = settings & AS_CLIENT ? client_events() : span_events();
+	check_carried();
 	for (__u32 i = 0; i < nr; i++) {
 		spans[i % SPANS_MAX] = settings & AS_CLIENT ? client_event(i) : span_event(i);
 		answered += spans[i % SPANS_MAX].status != 0;
@@ -269,7 +312,7 @@ static __u32 play(const uint8_t *input, size_t size, bool one_by_one)
 	CHECK_EQUAL(host_count(settings & AS_CLIENT ? COUNT_SERVER_SPANS : COUNT_CLIENT_SPANS), 0);
 	/* A connection is said to be opaque once, unless it was closed and discovered anew. */
 	if (!(settings & WITH_DISCOVERY))
-		CHECK(host_events() - nr <= sockets);
+		CHECK(host_events() - nr - carried_events <= sockets);
 	return nr;
 }
 
@@ -278,6 +321,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *input, size_t size);
 int LLVMFuzzerTestOneInput(const uint8_t *input, size_t size)
 {
 	static struct server_span_event whole[SPANS_MAX];
+	__u64 events, sum;
 	__u32 nr, tls;
 
 	if (size < 3 || size > LENGTH_MAX)
@@ -288,7 +332,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *input, size_t size)
 	if (input[0] & (WITH_DISCOVERY | WITH_FAULTS) || tls || nr > SPANS_MAX)
 		return 0;
 	memcpy(whole, spans, sizeof(whole));
+	events = carried_events;
+	sum = carried_sum;
 	CHECK_EQUAL(play(input, size, true), nr);
+	CHECK_EQUAL(carried_events, events);
+	CHECK_EQUAL(carried_sum, sum);
 	for (__u32 i = 0; i < nr; i++) {
 		whole[i].head.at = spans[i].head.at;
 		whole[i].start = spans[i].start;

@@ -179,6 +179,8 @@ void check_clean(const char *file, int line)
 		test_fail(file, line, "%u connections are left", host_map_count("connections"));
 	if (host_map_count("queued_requests"))
 		test_fail(file, line, "%u queued requests are left", host_map_count("queued_requests"));
+	if (host_carried_count(PID))
+		test_fail(file, line, "what %u requests brought is left", host_carried_count(PID));
 	if (host_live_slots(PID))
 		test_fail(file, line, "%u slots are left", host_live_slots(PID));
 }

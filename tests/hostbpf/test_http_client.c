@@ -475,6 +475,24 @@ static void check_parent(const struct server_span_event *child, const struct ser
 	CHECK_EQUAL(child->parent_span_id, parent->span_id);
 }
 
+/* For what that request brought: the agent gives it to its client spans, too. */
+TEST(a_client_span_says_whose_request_it_belongs_to)
+{
+	struct server_span_event client;
+
+	serving(~0ULL);
+	out(HEAD);
+	in(EMPTY);
+	served();
+	client = client_event(0);
+	CHECK_EQUAL(client.server_span_id, span_event(0).span_id);
+	CHECK_EQUAL(span_event(0).server_span_id, 0);
+	out(HEAD);
+	in(EMPTY);
+	client = client_event(1);
+	CHECK_EQUAL(client.server_span_id, 0);
+}
+
 TEST(the_own_stack_is_the_cause)
 {
 	struct server_span_event server, client;

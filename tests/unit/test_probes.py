@@ -7,21 +7,22 @@ from ipaddress import ip_address
 
 import pytest
 
-from spanweld.agent import encode_excluded, encode_own_exports
+from spanweld.agent import encode_excluded, encode_own_exports, encode_propagation
 from spanweld.bpf import events
 from spanweld.bpf.clock import Clock
 from spanweld.errors import UsageError
-from spanweld.model import Origin, Span, SpanKind, StatusCode
+from spanweld.model import Origin, Span, SpanId, SpanKind, StatusCode
 from spanweld.probes import REGISTRY
-from spanweld.probes.declaration import ConnectionOpaque, ManualRoot, Place, SpanSample
+from spanweld.probes.declaration import ConnectionOpaque, ManualRoot, Place, RequestCarried, SpanSample
 from spanweld.probes.http_client import decode_client_span, own_exports
-from spanweld.probes.http_server import decode_connection_opaque, decode_server_span
+from spanweld.probes.http_server import decode_carried, decode_connection_opaque, decode_server_span
 from spanweld.probes.otel_sdk import (
     decode_adoption,
     decode_manual_root,
     decode_manual_span,
     decode_span_sample,
 )
+from spanweld.settings import Propagator, Settings
 
 CLOCK = Clock()
 
@@ -274,6 +275,25 @@ def test_a_manual_span_keeps_its_own_times() -> None:
     assert (span.parent_span_id, span.status) == (4, StatusCode.ERROR)
 
 
+@pytest.mark.parametrize(
+    ("role", "address", "family", "peer"),
+    [
+        (events.ConnectionRole.SERVER, "10.0.0.1", socket.AF_INET, "10.0.0.1"),
+        (events.ConnectionRole.CLIENT, "10.0.0.1", socket.AF_INET, "10.0.0.1:443"),
+        (events.ConnectionRole.CLIENT, "::1", socket.AF_INET6, "[::1]:443"),
+        (events.ConnectionRole.CLIENT, "::", socket.AF_UNIX, "a Unix socket"),
+    ],
+)
+def test_the_peer_of_an_opaque_connection(
+    role: events.ConnectionRole, address: str, family: int, peer: str
+) -> None:
+    packed = ip_address(address).packed.ljust(16, b"\0")
+    data = events.CONNECTION_OPAQUE_EVENT.pack(
+        *(2, 1, 0, events.OpaqueReason.TLS, role, family, 443, 50_000, 0, packed, bytes(16))
+    )
+    assert decode_connection_opaque(data, CLOCK, {}) == ConnectionOpaque("speaks TLS, which is opaque", peer)
+
+
 def test_other_events() -> None:
     opaque = decode_connection_opaque(
         events.CONNECTION_OPAQUE_EVENT.pack(
@@ -319,7 +339,9 @@ def test_every_event_has_one_decoder_and_every_probe_of_a_function_its_symbol() 
     assert sorted(kinds) == sorted(events.EventKind)
     for instrumentation in REGISTRY:
         for probe in instrumentation.probes:
-            assert (probe.symbol is None) == (probe.place is Place.TRACEPOINT)
+            assert (probe.symbol is None) == (
+                probe.place in (Place.TRACEPOINT, Place.NEW_TASK, Place.SOCKETS)
+            )
 
 
 def test_excluded_paths_are_patterns_under_masks() -> None:
@@ -342,3 +364,29 @@ def test_what_is_no_excluded_path_is_refused(path: str) -> None:
 def test_too_many_excluded_paths_are_refused() -> None:
     with pytest.raises(UsageError):
         encode_excluded([f"/{number}" for number in range(9)])
+
+
+@pytest.mark.parametrize("with_baggage", [False, True])
+def test_what_a_request_brought(with_baggage: bool) -> None:
+    """The baggage's length is said, whether or not the event reaches that far."""
+    values: dict[str, int | bytes] = dict.fromkeys(events.Carried._fields, 0)
+    values.update(
+        head_kind=events.EventKind.CARRIED,
+        span_id=7,
+        tracestate_length=3,
+        baggage_length=4,
+        pad=b"",
+        tracestate=b"a=1+",
+        baggage=b"bc=2+",
+    )
+    data = events.CARRIED.pack(*values.values())
+    data = data[: -8192 + 4] if with_baggage else data[: -8192 - 2048 + 3]
+    assert decode_carried(data, CLOCK, {}) == RequestCarried(SpanId(7), "a=1", "bc=2" if with_baggage else "")
+
+
+def test_propagators_as_the_programs_take_them() -> None:
+    assert encode_propagation(Settings()) == bytes([1, 2, 0, 0, 0])
+    chosen = (Propagator.B3_MULTI, Propagator.JAEGER, Propagator.TRACECONTEXT, Propagator.B3)
+    settings = Settings(propagators=chosen, baggage_attributes=frozenset("*"))
+    assert encode_propagation(settings) == bytes([3, 0, 4, 2, 1])
+    assert encode_propagation(Settings(propagators=())) == bytes(5)

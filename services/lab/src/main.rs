@@ -4,6 +4,7 @@
 //! name of its endpoint as `scenario`, so that a test can tell exactly what belongs to which request.
 
 mod background;
+mod calls;
 mod ids;
 mod panics;
 mod sampling;
@@ -135,6 +136,7 @@ fn router(telemetry: Arc<Telemetry>) -> Router {
         .route("/panic/{n}", get(panics::handler))
         .route("/panic-sampler/{n}", get(panics::sampler))
         .route("/panic-processor/{n}", get(panics::processor))
+        .route("/ask/{n}", get(calls::ask))
         .route("/echo/{n}", post(wire::echo))
         .route("/stream/{n}", get(wire::stream))
         .route("/early/{n}", post(wire::early))

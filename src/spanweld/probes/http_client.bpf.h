@@ -9,6 +9,7 @@
 
 #include "http_connection.bpf.h"
 #include "http_client.h"
+#include "http_inject.bpf.h"
 
 struct own_exports {
 	struct excluded_path paths[EXPORT_PATHS_MAX];
@@ -110,30 +111,30 @@ static __always_inline void note_user(struct connection *c, const struct target 
  */
 GLOBAL int begin_request_out(struct connection *c, struct target *target, __u32 pid, __u64 task_key)
 {
-	struct active_spans found = {};
 	struct span_frame frame = {};
+	struct active_spans *found;
 	struct request_out *request;
 	__u32 sender, cause;
 
 	if (!c || !target || c->out_prepared)
 		return 0;
 	request = &c->request_out;
+	found = &c->cause;
 	sender = sender_of(c, task_key);
 	c->has_sent = 1;
 	frame.kind = FRAME_CLIENT;
 	frame.span_id = random64() | 1ULL << 63;
-	cause = find_active(pid, task_key, &found) ? CAUSE_FOUND
-						   : cause_by_tasks(pid, task_key, sender, &found);
+	cause = find_active(pid, task_key, found) ? CAUSE_FOUND : cause_by_tasks(pid, task_key, sender, found);
 	if (cause == CAUSE_FOUND) {
-		frame.trace_id_low = found.active.trace_id_low;
-		frame.trace_id_high = found.active.trace_id_high;
-		frame.flags = found.active.flags;
+		frame.trace_id_low = found->active.trace_id_low;
+		frame.trace_id_high = found->active.trace_id_high;
+		frame.flags = found->active.flags;
 		frame.remote_parent =
-			found.active.kind == FRAME_CLIENT ? found.active.remote_parent : found.active.span_id;
-		request->server_span_id = found.server.span_id;
+			found->active.kind == FRAME_CLIENT ? found->active.remote_parent : found->active.span_id;
+		request->server_span_id = found->server.span_id;
 		request->task_key = sender == SENDER_ITSELF ? task_key : 0;
 		if (sender == SENDER_ITSELF)
-			push_upon(pid, task_key, &frame, &found);
+			push_upon(pid, task_key, &frame, found);
 	} else {
 		frame.trace_id_low = random64() | 1; /* never 0 */
 		frame.trace_id_high = random64();
@@ -192,12 +193,14 @@ GLOBAL int request_head_out(struct connection *c, struct target *target, struct 
 		return 0;
 	}
 	c->out_prepared = 0;
+	note_whether_injected(c, target, request);
 	out = &c->request_out;
 	if (out->started < request->start)
 		request->start = out->started;
 	request->addresses = c->addresses;
 	request->task_key = out->task_key;
 	request->span_id = out->span_id;
+	request->server_span_id = out->server_span_id;
 	if (!out->parent_span_id && request->parent_span_id) {
 		if (!target->parent_based)
 			request->flags =

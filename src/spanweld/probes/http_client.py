@@ -68,6 +68,7 @@ def decode_client_span(data: bytes, clock: Clock, span_kinds: Mapping[int, int])
         origin=Origin.AUTOMATIC,
         attributes=attributes,
         status=StatusCode.UNSET if error is None else StatusCode.ERROR,
+        server_span_id=SpanId(event.server_span_id) if event.server_span_id else None,
     )
 
 

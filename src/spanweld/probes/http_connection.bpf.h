@@ -5,6 +5,7 @@
 #include "maps.bpf.h"
 #include "task_edges.bpf.h"
 #include "http_server.h"
+#include "propagation.h"
 
 #define LINE_MAX 448 /* what is kept of a line */
 #define LINE_STEP 64 /* bytes looked at in one step */
@@ -35,6 +36,7 @@ struct direction {
 	__u8 upgrade;
 	__u16 status;
 	__u16 pad;
+	struct remote_headers remote;
 	char line[LINE_MAX + LINE_STEP];
 };
 
@@ -85,10 +87,14 @@ struct connection {
 	__u8 is_shared; /* tasks other than `user` have read or written it, too */
 	__u8 write_failure; /* enum http_end, of a request that could not be written; its response may come all the same */
 	__u8 has_sent; /* a request went out on it, for another task if a driver sent it */
-	__u8 pad[3];
+	__u8 injected; /* the next request got a header of ours */
+	__u8 pad[2];
 	__u64 connected_by; /* key of the task that connected it; 0: it is older than the agent */
 	__u64 user; /* key of the first task that read or wrote it, 0: none has yet */
 	struct request_out request_out;
+	__u32 sent; /* bytes that the target was told to have written, modulo 2^32 */
+	__u32 pad_sent;
+	struct active_spans cause; /* scratch of begin_request_out(): the stack is small */
 	__u32 queue_head; /* numbers of pipelined requests in `queued_requests` */
 	__u32 queue_tail;
 	struct http_addresses addresses;

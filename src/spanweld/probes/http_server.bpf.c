@@ -194,6 +194,8 @@ GLOBAL int parse_traceparent(struct direction *d, struct server_span_event *requ
 	return 0;
 }
 
+#include "propagation.bpf.h"
+
 /* 0: well-formed, 1: an empty line before the request line, < 0: minus an opaque_reason. */
 GLOBAL int parse_request_line(struct direction *d, struct server_span_event *request)
 {
@@ -323,7 +325,7 @@ static __always_inline int parse_framing_header(struct direction *d, __u64 w0, _
 	return 0;
 }
 
-GLOBAL int parse_request_header(struct direction *d, struct server_span_event *request)
+GLOBAL int parse_request_header(struct direction *d, struct server_span_event *request, __u32 role)
 {
 	__u64 w0, w1;
 	__u32 from, length;
@@ -360,9 +362,17 @@ GLOBAL int parse_request_header(struct direction *d, struct server_span_event *r
 			request->user_agent_length = length;
 		return 0;
 	}
-	if (w0 == TEXT8('t', 'r', 'a', 'c', 'e', 'p', 'a', 'r') &&
-	    (w1 & FIRST_BYTES(4)) == TEXT8('e', 'n', 't', ':', 0, 0, 0, 0))
-		parse_traceparent(d, request);
+	switch (w0 & 0xff) {
+	case 't':
+	case 'b':
+	case 'x':
+	case 'u':
+		/* What the application itself sends on is the next service's to read, but for whose child it is. */
+		if (role != ROLE_CLIENT)
+			parse_propagation_header(d, request);
+		else if (is_traceparent(w0, w1))
+			parse_traceparent(d, request);
+	}
 	return 0;
 }
 
@@ -441,6 +451,8 @@ static __always_inline void next_message(struct direction *d)
 	d->upgrade = 0;
 	d->status = 0;
 	d->started = 0;
+	d->remote.seen = 0;
+	d->remote.b3_sampling = d->remote.b3_multi_sampling = d->remote.jaeger_sampling = SAMPLING_UNKNOWN;
 }
 
 static __always_inline bool path_is_excluded(const struct server_span_event *request)
@@ -472,20 +484,19 @@ GLOBAL int activate(struct connection *c, struct target *target, __u64 key)
 	request->excluded = path_is_excluded(request);
 	if (request->excluded) {
 		count(COUNT_EXCLUDED);
+		drop_carried(c->pid, request);
 		return 0;
 	}
-	if (request->parent_span_id && target->parent_based) {
-		/* flags: what the parent decided */
-	} else {
-		if (!request->parent_span_id) {
-			request->trace_id_high = random64();
-			request->trace_id_low = random64() | 1; /* never 0 */
-		}
-		request->flags = (request->trace_id_low >> 1) < target->sample_below ? TRACE_FLAG_SAMPLED : 0;
+	if (!request->parent_span_id) {
+		request->trace_id_high = random64();
+		request->trace_id_low = random64() | 1; /* never 0 */
 	}
+	if (!(request->remote & REMOTE_DECIDED) || !target->parent_based)
+		request->flags = (request->trace_id_low >> 1) < target->sample_below ? TRACE_FLAG_SAMPLED : 0;
 	if (!(request->flags & TRACE_FLAG_SAMPLED))
 		count(COUNT_UNSAMPLED);
-	request->span_id = random64() | 1ULL << 63;
+	if (!request->span_id)
+		request->span_id = random64() | 1ULL << 63;
 	request->task_key = key;
 	request->addresses = c->addresses;
 	frame.trace_id_low = request->trace_id_low;
@@ -496,6 +507,8 @@ GLOBAL int activate(struct connection *c, struct target *target, __u64 key)
 	frame.kind = FRAME_SERVER;
 	open_request(c->pid, request->span_id);
 	push_span(c->pid, key, &frame);
+	if (request->remote & REMOTE_CARRIED && request->flags & TRACE_FLAG_SAMPLED)
+		tell_carried(request);
 	return 0;
 }
 
@@ -508,6 +521,7 @@ GLOBAL int send_span(struct server_span_event *request, __u32 pid, __u32 role, _
 		return 0;
 	if (request->task_key)
 		end_span(pid, request->task_key, request->span_id);
+	drop_carried(pid, request);
 	if (role == ROLE_SERVER)
 		close_request(pid, request->span_id);
 	if (!(request->flags & TRACE_FLAG_SAMPLED))
@@ -610,6 +624,8 @@ static __always_inline void request_head_done(struct scan *s)
 	}
 	if (c->role == ROLE_CLIENT)
 		request_head_out(c, s->target, request);
+	else
+		settle_remote(d, request);
 	if (!c->requests_open) {
 		c->active ^= 1;
 		activate(c, s->target, current_task_key(s->target));
@@ -743,7 +759,7 @@ static __always_inline void line_done(struct scan *s, struct direction *d)
 		} else if (s->is_out) {
 			result = parse_response_header(d);
 		} else {
-			result = parse_request_header(d, request);
+			result = parse_request_header(d, request, c->role);
 		}
 		break;
 	case CHUNK_SIZE:
@@ -769,14 +785,13 @@ struct queue_end {
 static long drop_queued(__u32 index, void *context)
 {
 	struct queue_end *end = context;
+	struct server_span_event *request = bpf_map_lookup_elem(&queued_requests, &end->key);
 
 	(void)index;
-	if (end->is_client) {
-		struct server_span_event *request = bpf_map_lookup_elem(&queued_requests, &end->key);
-
-		if (request)
-			send_span(request, end->key.connection.pid, ROLE_CLIENT, 0, end->ended_by);
-	}
+	if (request && end->is_client)
+		send_span(request, end->key.connection.pid, ROLE_CLIENT, 0, end->ended_by);
+	else if (request)
+		drop_carried(end->key.connection.pid, request);
 	bpf_map_delete_elem(&queued_requests, &end->key);
 	end->key.number++;
 	return 0;
@@ -794,6 +809,8 @@ GLOBAL int end_connection(struct connection *c, struct connection_key *key)
 	/* A response that lasts until the close is complete now. */
 	finish(c, c->out.status, c->out.state == BODY_UNTIL_CLOSE ? END_RESPONSE : queued.ended_by);
 	forget_request_out(c);
+	/* Of a request whose head was never complete. */
+	drop_carried(c->pid, &c->requests[(c->active ^ 1) & 1]);
 	queued.key.connection = *key;
 	if (c->queue_head != c->queue_tail) {
 		queued.key.number = c->queue_head;
@@ -937,6 +954,8 @@ static long scan_step(__u32 index, void *context)
 		if (!d->started)
 			d->started = s->now;
 	}
+	if (d->line_length + want > LINE_MAX && d->state == HEADERS && !s->is_out && c->role != ROLE_CLIENT)
+		carry_long_line(d, &c->requests[(c->active ^ 1) & 1], found >= want ? want : found + 1);
 	if (found >= want) {
 		d->line_length += want;
 		d->head_length += want;
@@ -1107,8 +1126,11 @@ static __always_inline int traffic(struct target *target, __u32 pid, __s32 fd, _
 	if (!enter_connection(c, is_out))
 		return 0;
 	heed_missed(c);
-	if (c->role == ROLE_CLIENT)
+	if (c->role == ROLE_CLIENT) {
 		note_user(c, target);
+		if (!is_out)
+			c->sent += length;
+	}
 	c->window_left = 0;
 	scan.connection = c;
 	scan.key = &key;
@@ -1182,6 +1204,7 @@ static __always_inline int failed(__u32 pid, __s32 fd, __u32 ended_by, bool is_o
 	c = bpf_map_lookup_elem(&connections, &key);
 	if (!c || c->role != ROLE_CLIENT || c->out.state == OPAQUE || !enter_connection(c, !is_out))
 		return 0;
+	forget_request_out(c);
 	if (is_out) {
 		c->write_failure = ended_by;
 	} else {
@@ -1280,8 +1303,10 @@ int http_sendfile(struct syscall_exit *ctx)
 	if (!enter_connection(c, is_out))
 		return 0;
 	heed_missed(c);
-	if (!is_out)
+	if (!is_out) {
 		note_user(c, target);
+		c->sent += ctx->ret;
+	}
 	scan.connection = c;
 	scan.key = &key;
 	scan.target = target;
@@ -1394,8 +1419,8 @@ int http_shutdown(struct syscall_enter *ctx)
 	if (!c || c->out.state == OPAQUE)
 		return 0;
 	heed_missed(c);
+	forget_request_out(c);
 	if (c->role == ROLE_CLIENT && ctx->args[1] != SHUT_RDWR) {
-		forget_request_out(c);
 		c->in.state = OPAQUE;
 		return 0;
 	}
@@ -1526,6 +1551,7 @@ int http_thread_exit(void *ctx)
 }
 
 FOR_THE_AGENT(struct connection_opaque_event, connection_opaque_event);
+FOR_THE_AGENT(enum propagator, propagator);
 FOR_THE_AGENT(enum http_method, http_method);
 FOR_THE_AGENT(enum http_end, http_end);
 FOR_THE_AGENT(enum connection_role, connection_role);

@@ -38,6 +38,13 @@ enum connection_role {
 	ROLE_CLIENT, /* it connected it */
 };
 
+/* server_span_event.remote */
+enum request_remote {
+	REMOTE_DECIDED = 1, /* flags: what the caller has decided */
+	REMOTE_CARRIED = 2, /* the map `carried` has what it brought */
+	REMOTE_UNCARRIED = 4, /* that map had no room */
+};
+
 /* Addresses of a connection. IPv4 addresses are in the first four bytes. */
 struct http_addresses {
 	__u16 family; /* AF_INET, AF_INET6 or AF_UNIX */
@@ -56,6 +63,7 @@ struct server_span_event {
 	__u64 trace_id_high;
 	__u64 span_id;
 	__u64 parent_span_id; /* of a server span the remote parent, of a client span its cause; 0: none */
+	__u64 server_span_id; /* of a client span: of the request that is its cause; 0: none is known */
 	__u64 task_key; /* the task whose stack holds the span; of a client span 0: none does */
 	struct http_addresses addresses;
 	__u16 status; /* 0: no response */
@@ -69,7 +77,7 @@ struct server_span_event {
 	__u8 excluded;
 	__u8 traceparents; /* how many were met in the head */
 	__u8 target_cut; /* the request had a longer one */
-	__u8 pad;
+	__u8 remote; /* enum request_remote */
 	char method_name[HTTP_METHOD_MAX];
 	char host[HTTP_HOST_MAX];
 	char user_agent[HTTP_USER_AGENT_MAX];
@@ -97,7 +105,7 @@ struct connection_opaque_event {
 };
 
 _Static_assert(sizeof(struct http_addresses) == 40, "no hidden padding");
-_Static_assert(sizeof(struct server_span_event) == 16 + 48 + 40 + 16 + 16 + 64 + 128 + 256, "no hidden padding");
+_Static_assert(sizeof(struct server_span_event) == 16 + 56 + 40 + 16 + 16 + 64 + 128 + 256, "no hidden padding");
 _Static_assert(sizeof(struct connection_opaque_event) == 64, "no hidden padding");
 
 #endif

@@ -11,7 +11,9 @@ from collections.abc import Mapping
 
 from spanweld.bpf.clock import Clock
 from spanweld.bpf.events import (
+    CARRIED,
     CONNECTION_OPAQUE_EVENT,
+    Carried,
     ConnectionOpaqueEvent,
     ConnectionRole,
     EventKind,
@@ -29,7 +31,14 @@ from spanweld.model import (
     StatusCode,
     TraceId,
 )
-from spanweld.probes.declaration import ConnectionOpaque, Decoded, Instrumentation, Place, Probe
+from spanweld.probes.declaration import (
+    ConnectionOpaque,
+    Decoded,
+    Instrumentation,
+    Place,
+    Probe,
+    RequestCarried,
+)
 from spanweld.probes.http import add_host, add_method, address_text, authority, redacted, unpack_request
 
 _OPAQUE_TEXT = {
@@ -82,6 +91,7 @@ def decode_server_span(data: bytes, clock: Clock, span_kinds: Mapping[int, int])
         origin=Origin.AUTOMATIC,
         attributes=attributes,
         status=status,
+        server_span_id=SpanId(event.span_id),
     )
 
 
@@ -95,6 +105,18 @@ def decode_connection_opaque(data: bytes, clock: Clock, span_kinds: Mapping[int,
     return ConnectionOpaque(
         reason=_OPAQUE_TEXT[OpaqueReason(event.reason)],
         peer=peer or "a Unix socket",
+    )
+
+
+def decode_carried(data: bytes, clock: Clock, span_kinds: Mapping[int, int]) -> Decoded:  # noqa: ARG001
+    """EVENT_CARRIED -> the texts as far as they were sent."""
+    event = Carried._make(CARRIED.unpack(data.ljust(CARRIED.size, b"\0")))
+    # Without the baggage's bytes, its length is that of what was not asked for.
+    baggage = event.baggage[: event.baggage_length] if len(data) > CARRIED.size - len(event.baggage) else b""
+    return RequestCarried(
+        server_span_id=SpanId(event.span_id),
+        trace_state=event.tracestate[: event.tracestate_length].decode("ascii", "replace"),
+        baggage=baggage.decode("ascii", "replace"),
     )
 
 
@@ -145,5 +167,6 @@ INSTRUMENTATION = Instrumentation(
     decoders={
         EventKind.SERVER_SPAN: decode_server_span,
         EventKind.CONNECTION_OPAQUE: decode_connection_opaque,
+        EventKind.CARRIED: decode_carried,
     },
 )
