@@ -391,8 +391,8 @@ static long write_step(__u32 index, void *context)
 {
 	struct writing *w = context;
 	struct inject_state *state = w->state;
-	__u32 at = state->at, left = state->left;
-	__u64 word = 0;
+	__u32 at = state->at, left = state->left, size;
+	__u64 words[2] = {}, word;
 	char *data, *end;
 
 	(void)index;
@@ -406,8 +406,12 @@ static long write_step(__u32 index, void *context)
 		state->left = piece->length;
 		return 0;
 	}
-	if (at > TEXT_MAX || bpf_probe_read_kernel(&word, left < 8 ? left : 8, (void *)state->from))
+	size = left < 8 ? left : 8;
+	/* The compiler leaves out a mask that it can prove; the verifier of Linux 6.1 needs it. */
+	asm volatile("" : "+r"(size));
+	if (at > TEXT_MAX || bpf_probe_read_kernel(words, size & 15, (void *)state->from))
 		return 1;
+	word = words[0];
 	data = w->msg->data;
 	end = w->msg->data_end;
 	data += at;
@@ -482,7 +486,7 @@ static __always_inline int inject(struct sk_msg_md *msg, struct connection *c, s
 		return SK_PASS;
 	}
 	begin_request_out(c, target, state->key.pid, current_task_key(target));
-	if (!c->out_prepared)
+	if (!c->out_prepared || c->request_out.cause == CAUSE_UNKNOWN)
 		return SK_PASS;
 	if (c->request_out.server_span_id)
 		carried = find_carried(state->key.pid, c->request_out.server_span_id);
