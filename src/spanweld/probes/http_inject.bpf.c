@@ -217,13 +217,16 @@ static long head_step(__u32 index, void *context)
 
 	(void)index;
 	if (!c->window_left) {
-		want = state->left < WINDOW ? state->left : WINDOW;
-		if (!want || bpf_probe_read_kernel(c->window, want, (void *)state->from))
+		__u64 size = state->left; /* 64 bits: Linux 6.1 loses what it knows of 32 */
+
+		if (size > WINDOW)
+			size = WINDOW;
+		if (!size || bpf_probe_read_kernel(c->window, size, (void *)state->from))
 			return 1;
-		state->from += want;
-		state->left -= want;
+		state->from += size;
+		state->left -= size;
 		c->window_at = 0;
-		c->window_left = want;
+		c->window_left = size;
 	}
 	want = c->window_left < LINE_STEP ? c->window_left : LINE_STEP;
 	found = extend_line(c, d);
