@@ -29,7 +29,7 @@ COMMIT = "acab820be9db7b3433668baa5cdd43f57f4c4be0"
 """Of 30 June 2026: 41 tests, of levels 1 and 2 of the specification."""
 TESTS = 41
 BARE_PASSES = 1
-REQUIREMENTS = ("aiohttp==3.13.2",)
+REQUIREMENTS = ("aiohttp==3.14.5",)
 STRICT_LEVEL = "2"
 # The suite has no free port of its own choice.
 HARNESS_PORT = "7777"
