@@ -19,8 +19,9 @@ from enum import Enum
 from pathlib import Path
 
 from spanweld.errors import ImageError
-from spanweld.image import Image, TaskIdOffset, find_many, find_task_id_offset, locate
+from spanweld.image import Image, TaskIdOffset, examine, find_many, find_task_id_offset, locate
 from spanweld.image.symbols import has_symbols
+from spanweld.layouts import SdkLayout, layout_of
 
 # All names that the functions have had from 0.17 to 0.33.
 PATTERNS = (
@@ -29,6 +30,7 @@ PATTERNS = (
     "<opentelemetry*::trace::tracer::*Tracer as opentelemetry*::trace::tracer::Tracer>::build_with_context",
     "opentelemetry*::trace::tracer::*Tracer::build_recording_span",
     "opentelemetry*::trace::span::Span::ensure_ended_and_exported",
+    "<* as opentelemetry*::trace::span_processor::SpanProcessor>::on_end",
 )
 TASK_ID = "task id"
 
@@ -55,7 +57,8 @@ def compare(path: Path, stripped: Path) -> list[Finding]:
     """What is found in ``stripped``, held against the symbols of ``path``; both are the same program."""
     with Image.open(path) as image, Image.open(stripped) as bare:
         truth = find_many(image, PATTERNS)
-        found = locate(bare, PATTERNS)
+        layout = layout_of(bare, examine(bare))
+        found = locate(bare, PATTERNS, layout.exported_data if isinstance(layout, SdkLayout) else None)
         true_offset, offset = find_task_id_offset(image), find_task_id_offset(bare)
     result = []
     for pattern in PATTERNS:

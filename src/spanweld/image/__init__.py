@@ -7,12 +7,14 @@ from spanweld.image.language import Language
 from spanweld.image.locate import locate
 from spanweld.image.stripped import SpanArguments, find_span_arguments
 from spanweld.image.symbols import FoundBy, Function, find_functions, find_many
+from spanweld.image.tasks import IdPlace, find_new_task_ids, find_wakers
 from spanweld.image.tls import TaskIdOffset, find_task_id_offset
 
 __all__ = [
     "FirstInstruction",
     "FoundBy",
     "Function",
+    "IdPlace",
     "Image",
     "ImageFacts",
     "Language",
@@ -24,9 +26,11 @@ __all__ = [
     "examine",
     "find_functions",
     "find_many",
+    "find_new_task_ids",
     "find_returns",
     "find_span_arguments",
     "find_task_id_offset",
+    "find_wakers",
     "first_instruction",
     "locate",
 ]

@@ -6,11 +6,14 @@ ways through the code meet, only what all of them agree on is kept; what a loop 
 begin is not asked, nor what comes right after a call, which may never return, if there is another way.
 So the result is evidence of what the function is, and no proof of what it does. Code that only an
 unwinding panic reaches is left out.
+
+``follow_all`` asks the other question: what *may* come to a place. Where ways meet, all that any of them
+brings is kept (``OneOf``), also what comes after a call.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -35,6 +38,9 @@ _MAX_COPY = 1 << 12
 # More than any function of the SDK has; a hostile file shall not take long.
 _MAX_KNOWN = 1 << 10
 _MAX_DEPTH = 6
+# Of a struct that an argument points to; of what may be in one place.
+_MAX_POINTED = 1 << 9
+_MAX_OPTIONS = 6
 
 STACK = -1
 """The base of addresses on the function's own stack."""
@@ -83,7 +89,29 @@ class Parts:
     items: tuple[tuple[int, Value, int], ...]
 
 
-Value = Pointer | Loaded | Called | Number | Parts
+@dataclass(frozen=True, slots=True)
+class Bits:
+    """Something of which single bits are set or cleared: ``x | ones``, ``x & ~zeros``."""
+
+    ones: int
+    zeros: int
+
+
+@dataclass(frozen=True, slots=True)
+class OneOf:
+    """What may be in a place, by different ways; something unknown may be there, too."""
+
+    options: frozenset[Value]
+
+
+Value = Pointer | Loaded | Called | Number | Parts | Bits | OneOf
+
+
+def options(value: Value | None) -> frozenset[Value]:
+    """All that a value may be, as far as it is known."""
+    if value is None:
+        return frozenset()
+    return value.options if isinstance(value, OneOf) else frozenset((value,))
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,13 +131,15 @@ class Access:
 class Call:
     """One call. ``target`` is a function's address, or ``slot`` the place that the target is loaded from.
 
-    ``arguments`` are the six registers of arguments as they are then.
+    ``arguments`` are the six registers of arguments as they are then. ``pointed`` is what is known of the
+    stack behind those of them that point there, as writes to the arguments; ``follow_all`` alone has it.
     """
 
     address: int
     target: int | None
     slot: Loaded | None
     arguments: tuple[Value | None, ...]
+    pointed: tuple[Access, ...] = ()
 
 
 @dataclass(slots=True)
@@ -117,14 +147,18 @@ class Flow:
     """All that the walk has seen, in the order of the walk.
 
     ``copies`` are what calls with the arguments of memcpy, or what is like it, write to fields of arguments,
-    as far as the source is known. ``compares`` are the values that are compared with constants.
-    ``increments_shared``: something is counted up with a locked instruction, as ``Arc::clone`` does.
+    as far as the source is known; ``copied`` is what they read of fields of arguments, wherever it goes.
+    ``jumps`` are those by which the function leaves for another one, as calls. ``compares`` are the values
+    that are compared with constants. ``increments_shared``: something is counted up with a locked
+    instruction, as ``Arc::clone`` does.
     """
 
     reads: list[Access] = field(default_factory=list)
     writes: list[Access] = field(default_factory=list)
     copies: list[Access] = field(default_factory=list)
+    copied: list[Access] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
+    jumps: list[Call] = field(default_factory=list)
     compares: list[tuple[Value, int]] = field(default_factory=list)
     increments_shared: bool = False
 
@@ -135,7 +169,16 @@ _State = dict[tuple[int, int], tuple[Value, int]]
 
 def follow(image: Image, function: Function, resolve: Callable[[int], int | None]) -> Flow:
     """Walk over a function. ``resolve`` gives the address that the loader stores in a slot."""
-    walk = _Walk(resolve)
+    return _follow(image, function, _Walk(resolve, function, keeps_all=False))
+
+
+def follow_all(image: Image, function: Function, resolve: Callable[[int], int | None]) -> Flow:
+    """The same, with all that may be in each place."""
+    return _follow(image, function, _Walk(resolve, function, keeps_all=True))
+
+
+def _follow(image: Image, function: Function, walk: _Walk) -> Flow:
+    meet = _either if walk.keeps_all else _common
     blocks = _split(decode(image, function))
     order = _order(blocks, function.address)
     arriving: dict[int, _State] = {function.address: walk.known}
@@ -145,6 +188,8 @@ def follow(image: Image, function: Function, resolve: Callable[[int], int | None
     dispatched: _State | None = None
     for start in order:
         state = arriving.get(start, after_call.get(start))
+        if walk.keeps_all and start in arriving and start in after_call:
+            state = _either(arriving[start], after_call[start])
         if state is None:
             if dispatched is None:
                 continue
@@ -156,9 +201,9 @@ def follow(image: Image, function: Function, resolve: Callable[[int], int | None
         states = after_call if block.ends_in_call else arriving
         for successor in block.successors:
             before = states.get(successor)
-            states[successor] = walk.known if before is None else _common(before, walk.known)
+            states[successor] = walk.known if before is None else meet(before, walk.known)
         if block.is_dispatch:
-            dispatched = walk.known if dispatched is None else _common(dispatched, walk.known)
+            dispatched = walk.known if dispatched is None else meet(dispatched, walk.known)
     return walk.flow
 
 
@@ -220,9 +265,11 @@ def _order(blocks: dict[int, _Block], entry: int) -> list[int]:
 
 
 class _Walk:
-    def __init__(self, resolve: Callable[[int], int | None]) -> None:
+    def __init__(self, resolve: Callable[[int], int | None], function: Function, *, keeps_all: bool) -> None:
         self.flow = Flow()
+        self.keeps_all = keeps_all
         self._resolve = resolve
+        self._inside = range(function.address, function.address + function.size)
         self._infos = x86.InstructionInfoFactory()
         self.known: _State = {
             (register, 0): (Pointer(number, 0), 8) for number, register in enumerate(_ARGUMENTS)
@@ -236,15 +283,22 @@ class _Walk:
             self._plain(instruction)
         elif flow in _CALLS:
             self._call(instruction)
+        elif flow == x86.FlowControl.INDIRECT_BRANCH or (
+            flow == x86.FlowControl.UNCONDITIONAL_BRANCH
+            and instruction.near_branch_target not in self._inside
+        ):
+            self.flow.jumps.append(self._called(instruction))
 
-    def _call(self, instruction: x86.Instruction) -> None:
+    def _called(self, instruction: x86.Instruction) -> Call:
+        """A call, or a jump in place of one."""
         target: int | None = None
         slot: Loaded | None = None
-        if instruction.flow_control == x86.FlowControl.CALL:
+        if instruction.op0_kind == x86.OpKind.NEAR_BRANCH64:
             target = instruction.near_branch_target
         elif instruction.op_kind(0) == x86.OpKind.REGISTER:
             value = self._get(instruction.op0_register)
             slot = value if isinstance(value, Loaded) else None
+            target = value.value if isinstance(value, Number) else None
         elif instruction.is_ip_rel_memory_operand:
             target = self._resolve(instruction.memory_displacement)
         else:
@@ -252,8 +306,13 @@ class _Walk:
             if place is not None:
                 slot = _load(place[0], place[1], 8)
         arguments = tuple(self._get(register) for register in _ARGUMENTS)
-        self.flow.calls.append(Call(instruction.ip, target, slot, arguments))
-        self._copy(*arguments[:3])
+        pointed = tuple(self._pointed(arguments)) if self.keeps_all else ()
+        return Call(instruction.ip, target, slot, arguments, pointed)
+
+    def _call(self, instruction: x86.Instruction) -> None:
+        call = self._called(instruction)
+        self.flow.calls.append(call)
+        self._copy(*call.arguments[:3])
         for register in _CLOBBERED:
             self.known.pop((register, 0), None)
         for key in [key for key in self.known if _R.ZMM0 <= key[0] <= _R.ZMM31]:
@@ -261,8 +320,21 @@ class _Walk:
         self._set(_R.RAX, Called(instruction.ip, 0))
         self._set(_R.RDX, Called(instruction.ip, 1))
 
+    def _pointed(self, arguments: tuple[Value | None, ...]) -> Iterator[Access]:
+        for number, argument in enumerate(arguments):
+            for pointer in options(argument):
+                if not isinstance(pointer, Pointer) or pointer.base >= 0:
+                    continue
+                for (base, offset), (value, size) in self.known.items():
+                    if base == pointer.base and 0 <= offset - pointer.offset < _MAX_POINTED:
+                        yield Access(Pointer(number, 0), offset - pointer.offset, size, value)
+
     def _copy(self, to: Value | None, source: Value | None, size: Value | None) -> None:
-        if not (isinstance(to, Pointer) and isinstance(source, Pointer) and isinstance(size, Number)):
+        if not (isinstance(source, Pointer) and isinstance(size, Number)):
+            return
+        if source.base >= 0 and size.value <= _MAX_COPY:
+            self.flow.copied.append(Access(Pointer(source.base, 0), source.offset, size.value))
+        if not isinstance(to, Pointer):
             return
         if to.base < 0 or size.value > _MAX_COPY:
             return
@@ -309,6 +381,14 @@ class _Walk:
         if mnemonic == _M.AND and instruction.op0_register == _R.RSP:
             self._set(_R.RSP, Pointer(_ALIGNED_STACK, 0))
             return
+        if mnemonic in (_M.OR, _M.AND) and self._change_bits(instruction):
+            return
+        if mnemonic in _CONDITIONAL_MOVES and self.keeps_all:
+            old, new = self._get(instruction.op0_register), self._source(instruction, 1)
+            self._set(instruction.op0_register, _any_of(old, new))
+            return
+        if mnemonic in _JOINS and self._join(instruction):
+            return
         if mnemonic == _M.CMP and _is_immediate(instruction.op1_kind):
             value = self._source(instruction, 0)
             if value is not None:
@@ -341,6 +421,31 @@ class _Walk:
             amount = -amount
         pointer = Pointer(value.base, value.offset + amount)
         self._set(instruction.op0_register, pointer)
+        return True
+
+    def _change_bits(self, instruction: x86.Instruction) -> bool:
+        if instruction.op0_kind != x86.OpKind.REGISTER or not _is_immediate(instruction.op1_kind):
+            return False
+        number = int(instruction.immediate(1))
+        is_or = instruction.mnemonic == _M.OR
+        size = x86.RegisterExt.size(instruction.op0_register)
+        ones, zeros = (number, 0) if is_or else (0, ~number)
+        mask = (1 << 8 * size) - 1
+        self._set(instruction.op0_register, Bits(ones & mask, zeros & mask))
+        return True
+
+    def _join(self, instruction: x86.Instruction) -> bool:
+        """Two words become the halves of a wide register."""
+        if instruction.op_kind(instruction.op_count - 1) != x86.OpKind.REGISTER:
+            return False
+        low = self._get(instruction.op_register(instruction.op_count - 2))
+        high = self._get(instruction.op_register(instruction.op_count - 1))
+        items = tuple(
+            (distance, value, _WORD)
+            for distance, value in ((0, low), (_WORD, high))
+            if value is not None and not isinstance(value, Parts)
+        )
+        self._set(instruction.op0_register, Parts(items) if items else None)
         return True
 
     def _other(self, instruction: x86.Instruction) -> None:
@@ -378,6 +483,10 @@ class _Walk:
             return Number(int(instruction.immediate(operand)) & _MASK)
         if kind != x86.OpKind.MEMORY:
             return None
+        if instruction.is_ip_rel_memory_operand and instruction.memory_size == x86.MemorySize.UINT64:
+            # Most often the global offset table's, of a function that is called by a register.
+            word = self._resolve(instruction.ip_rel_memory_address)
+            return Number(word) if word else None
         place = self._place(instruction)
         if place is None:
             return None
@@ -417,6 +526,11 @@ class _Walk:
             self._store(base, offset, size, None)
             for distance, part, width in value.items:
                 self._store(base, offset + distance, width, part)
+            return
+        if self.keeps_all and isinstance(value, Number) and size == 2:
+            # By another way two flags may come there one by one.
+            for number in range(size):
+                self._store(base, offset + number, 1, Number(value.value >> 8 * number & 0xFF))
             return
         if not isinstance(base, Pointer) or base.base >= 0:
             self.flow.writes.append(Access(base, offset, size, value))
@@ -463,6 +577,28 @@ def _common(one: _State, other: _State) -> _State:
     return {key: value for key, value in one.items() if other.get(key) == value}
 
 
+def _either(one: _State, other: _State) -> _State:
+    """All that either has; what would be too much of it, or of another size, is forgotten."""
+    result = dict(one)
+    for key, (value, size) in other.items():
+        before = result.setdefault(key, (value, size))
+        if before == (value, size):
+            continue
+        both = _any_of(before[0], value)
+        if both is None or before[1] != size:
+            del result[key]
+        else:
+            result[key] = both, size
+    return result
+
+
+def _any_of(one: Value | None, other: Value | None) -> Value | None:
+    both = options(one) | options(other)
+    if not both or len(both) > _MAX_OPTIONS:
+        return None
+    return OneOf(both) if len(both) > 1 else next(iter(both))
+
+
 _BRANCHES = frozenset((x86.FlowControl.CONDITIONAL_BRANCH, x86.FlowControl.UNCONDITIONAL_BRANCH))
 _CALLS = frozenset((x86.FlowControl.CALL, x86.FlowControl.INDIRECT_CALL))
 _GOING_ON = frozenset((x86.FlowControl.NEXT, *_CALLS))
@@ -475,6 +611,13 @@ _MOVES = frozenset(
     )
 )
 _PLAIN = (x86.OpKind.REGISTER, x86.OpKind.MEMORY)
+_CONDITIONAL_MOVES = frozenset(
+    (
+        *(_M.CMOVE, _M.CMOVNE, _M.CMOVA, _M.CMOVAE, _M.CMOVB, _M.CMOVBE, _M.CMOVG, _M.CMOVGE, _M.CMOVL),
+        *(_M.CMOVLE, _M.CMOVS, _M.CMOVNS, _M.CMOVO, _M.CMOVNO, _M.CMOVP, _M.CMOVNP),
+    )
+)
+_JOINS = frozenset((_M.PUNPCKLQDQ, _M.VPUNPCKLQDQ))
 _STRING_MOVES = {_M.MOVSB: 1, _M.MOVSQ: 8}
 _READING = frozenset(
     (x86.OpAccess.READ, x86.OpAccess.COND_READ, x86.OpAccess.READ_WRITE, x86.OpAccess.READ_COND_WRITE)

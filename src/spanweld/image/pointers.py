@@ -19,9 +19,10 @@ _R_X86_64_RELATIVE = 8
 _RELA = struct.Struct("<QQq")
 _WORD = struct.Struct("<Q")
 _MASK = (1 << 64) - 1
+MAX_MATCHES = 1 << 16
+"""How many places are found of one pattern."""
 _MAX_AREA = 1 << 26
 _MAX_STRING = 1 << 10
-_MAX_MATCHES = 1 << 16
 
 
 class Pointers:
@@ -80,7 +81,7 @@ class Pointers:
                 if match.start() % 8 == 0:
                     yield start + match.start()
                     count += 1
-                    if count == _MAX_MATCHES:
+                    if count == MAX_MATCHES:
                         return
 
     def holds(self, word: int) -> bool:

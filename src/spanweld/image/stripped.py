@@ -14,6 +14,8 @@ have nothing to do with each other, and is taken only if no second function has 
 - ``ensure_ended_and_exported``: a time argument that may be ``None``, takes the data out of a Span, goes
   from the Span to the tracer that ``build_recording_span`` puts there, and on to the processors that
   ``build_with_context`` calls at a start, to call what comes after ``on_start``.
+- ``on_end`` of every span processor, where the functions above are none of their own: the second method
+  after ``Debug`` in a vtable, which takes over, to hand on or to drop, both texts that exported data owns.
 
 Source: opentelemetry_sdk ``src/trace/{id_generator/mod,tracer,span,span_processor}.rs``, 0.17 to 0.33.
 """
@@ -31,7 +33,7 @@ import iced_x86 as x86
 from spanweld.image.code import decode
 from spanweld.image.elf import MAX_SECTION, Image, Segment
 from spanweld.image.flow import Access, Call, Flow, Loaded, Pointer, Value, follow
-from spanweld.image.pointers import Pointers
+from spanweld.image.pointers import MAX_MATCHES, Pointers
 from spanweld.image.symbols import FoundBy, Function
 from spanweld.image.unwind import FunctionTable
 from spanweld.model import VirtAddr
@@ -54,8 +56,19 @@ _NO_TIME = 1_000_000_000
 # of the alignment), an id soon after it.
 _TASK_METHODS = 7
 _TASK_DISTANCES = re.compile(rb"(?=...\0{5}[\x20-\x80]\0{7}[\x20-\xff]\x00{7})", re.DOTALL)
+# A vtable of a trait with Debug above it and at least four methods: size, alignment, functions.
+_TRAIT_METHODS = 4
+_FORMATTED = re.compile(
+    rb"(?=.{3}\0{5}[\x01\x02\x04\x08\x10\x20\x40\x80]\0{7}(?:.{5}\0{3}){%d})" % (1 + _TRAIT_METHODS),
+    re.DOTALL,
+)
+# Argument of on_end; how deep calls are followed that get it: a debug build drops a text in ten calls.
+_DATA, _ON_END = 1, 2
+_MAX_CALLS = 16
 _MAX_DEBUG = 1 << 9
 _MAX_NAME = 32
+# In a debug build the code that can panic is in a closure of a closure's caller.
+_GENERATOR_DEPTH = 5
 _MAX_GENERATOR = 1 << 12
 _MAX_FUNCTION = 1 << 16
 # What an honest file comes nowhere near, so that a hostile one costs seconds: vtables that are looked at,
@@ -96,6 +109,29 @@ def find_sdk_functions(image: Image) -> SdkFunctions:
 
 
 @dataclass(frozen=True, slots=True)
+class ExportedData:
+    """What ``on_end`` gets the address of, and owns: no more than ``size`` bytes.
+
+    ``texts`` is where in them pointers to owned texts stand.
+    """
+
+    texts: tuple[int, ...]
+    size: int
+
+
+def find_span_processors(image: Image, data: ExportedData) -> list[Function] | str:
+    """``on_end`` of every type that is a span processor, by address; a sentence where there is none.
+
+    It must take over the texts, whether it hands the data on or drops it: it, or what it calls with that
+    address, reads or copies the pointers to them. And it has no business beyond the data.
+    """
+    table = FunctionTable(image)
+    if not table.starts:
+        return "it has no table of its functions (.eh_frame_hdr)"
+    return _Takers(image, table).run(data)
+
+
+@dataclass(frozen=True, slots=True)
 class TaskFunctions:
     """What a vtable of tokio's tasks refers to; ``id_offset`` is where in a task its id stands."""
 
@@ -129,6 +165,18 @@ def find_task_functions(image: Image, limit: int) -> list[TaskFunctions]:
             result.append(TaskFunctions(poll, drop_join_handle_slow, shutdown, task_id))
             if len(result) == limit:
                 break
+    return result
+
+
+def find_task_vtables(image: Image) -> list[int]:
+    """Addresses of what looks like vtables of tokio's tasks."""
+    table = FunctionTable(image)
+    pointers = Pointers(image)
+    result = []
+    for address in pointers.find(_TASK_DISTANCES):
+        words = pointers.words(address - 8 * _TASK_METHODS, _TASK_METHODS)
+        if words is not None and all(map(table.is_start, words)):
+            result.append(address - 8 * _TASK_METHODS)
     return result
 
 
@@ -285,22 +333,28 @@ class _Search:
             for name in _GENERATOR_NAMES
         )
 
-    def _lines(self, start: int, depth: int = 2) -> set[int]:
-        """The lines of the generator's source at which a function, or what it calls, can panic."""
-        function = self._function(start, _MAX_GENERATOR)
-        lines = set()
-        for instruction in decode(self._image, function) if function is not None else ():
-            target: int | None = instruction.near_branch_target
-            if instruction.is_ip_rel_memory_operand and instruction.flow_control != x86.FlowControl.NEXT:
-                target = self._pointers.word(instruction.ip_rel_memory_address)
-            if depth and target is not None and self._table.is_start(target):
-                lines |= self._lines(target, depth - 1)
-            for value in _constants(instruction):
-                path = self._pointers.text(value)
-                if path is not None and _GENERATOR_PLACE.search(path):
-                    # core::panic::Location: file, its length, line and column as u32.
-                    line_and_column = self._pointers.word(value + 16) or 0
-                    lines.add(line_and_column & 0xFFFF_FFFF)
+    def _lines(self, start: int) -> set[int]:
+        """The lines of the generator's source at which a function, or what it refers to, can panic."""
+        lines: set[int] = set()
+        seen = {start}
+        ahead = [start]
+        for _ in range(_GENERATOR_DEPTH):
+            functions = [self._function(address, _MAX_GENERATOR) for address in ahead]
+            ahead = []
+            for function in functions:
+                for instruction in decode(self._image, function) if function is not None else ():
+                    target: int | None = instruction.near_branch_target
+                    if instruction.is_ip_rel_memory_operand:
+                        target = self._pointers.word(instruction.ip_rel_memory_address)
+                    if target is not None and target not in seen and self._table.is_start(target):
+                        seen.add(target)
+                        ahead.append(target)
+                    for value in _constants(instruction):
+                        path = self._pointers.text(value)
+                        if path is not None and _GENERATOR_PLACE.search(path):
+                            # core::panic::Location: file, its length, line and column as u32.
+                            line_and_column = self._pointers.word(value + 16) or 0
+                            lines.add(line_and_column & 0xFFFF_FFFF)
         return lines
 
     def _candidates(self) -> tuple[list[Function], list[Function]]:
@@ -385,6 +439,76 @@ class _Search:
 
     def _function(self, start: int, limit: int = _MAX_FUNCTION) -> Function | None:
         return _function(self._image, self._table, start, limit)
+
+
+class _Takers:
+    """What functions do with what an argument points to."""
+
+    def __init__(self, image: Image, table: FunctionTable) -> None:
+        self._image = image
+        self._table = table
+        self._pointers = Pointers(image)
+        self._may_follow = _MAX_FOLLOWED
+        self._flows: dict[int, Flow | None] = {}
+
+    def run(self, data: ExportedData) -> list[Function] | str:
+        found: dict[int, Function] = {}
+        for number, address in enumerate(self._pointers.find(_FORMATTED), 1):
+            if number == MAX_MATCHES:
+                return "it has too many vtables to look at each"
+            drop = self._pointers.word(address - 8)
+            words = self._pointers.words(address + 16, 1 + _TRAIT_METHODS)
+            if drop is None or words is None or not all(map(self._table.is_start, words)):
+                continue
+            if drop and not self._table.is_start(drop):
+                continue
+            taken = self._taken(words[_ON_END])
+            if taken is None:
+                return "there is too much code in methods of vtables to look at all of it"
+            function = _function(self._image, self._table, words[_ON_END], _MAX_FUNCTION)
+            if function is not None and taken.issuperset(data.texts) and taken.issubset(range(data.size)):
+                found[function.address] = function
+        if not found:
+            return "no type takes over the texts of exported data as a span processor does"
+        return [found[address] for address in sorted(found)]
+
+    def _taken(self, start: int) -> set[int] | None:
+        """The bytes of exported data that an on_end, or what it calls with them, reads or copies.
+
+        None for code that is too long to be followed. What a method of another vtable gets is that one's
+        business: a processor that only hands on leaves it to the next one.
+        """
+        taken: set[int] = set()
+        seen: set[tuple[int, int, int]] = set()
+        ahead = [(start, _DATA, 0, 0)]
+        while ahead:
+            address, number, distance, depth = ahead.pop()
+            if depth > _MAX_CALLS or (address, number, distance) in seen:
+                continue
+            seen.add((address, number, distance))
+            flow = self._follow(address)
+            if flow is None:
+                return None
+            for access in flow.reads + flow.copied:
+                if access.base == Pointer(number, 0):
+                    taken.update(range(distance + access.offset, distance + access.offset + access.size))
+            for call in flow.calls + flow.jumps:
+                if call.target is None or not self._table.is_start(call.target):
+                    continue
+                for parameter, value in enumerate(call.arguments):
+                    if isinstance(value, Pointer) and value.base == number:
+                        ahead.append((call.target, parameter, distance + value.offset, depth + 1))
+        return taken
+
+    def _follow(self, start: int) -> Flow | None:
+        if start not in self._flows:
+            function = _function(self._image, self._table, start, _MAX_FUNCTION)
+            self._may_follow -= function.size if function is not None else 0
+            may = function is not None and self._may_follow >= 0
+            self._flows[start] = (
+                follow(self._image, function, self._pointers.word) if may and function else None
+            )
+        return self._flows[start]
 
 
 def _function(image: Image, table: FunctionTable, start: int, limit: int) -> Function | None:

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from spanweld.image import FoundBy, Image, examine, find_functions, find_span_arguments, locate
-from spanweld.image.stripped import SpanArguments
+from spanweld.image.stripped import ExportedData, SpanArguments, find_span_processors
 from spanweld.image.unwind import FunctionTable
+from spanweld.layouts import SdkLayout, layout_of
 from spanweld.plan import make_plan
+from spanweld.probes.declaration import Seen
 from tests.unit.image.samples import FAKE_TOKIO, USES_TOKIO, RustBuilder, ServiceBuilder
 from tools.check_stripped import PATTERNS, TASK_ID, Outcome, compare, strip
 
@@ -72,6 +74,35 @@ def test_the_plan_is_the_same(service: ServiceBuilder, tmp_path: Path) -> None:
     assert bare.facts.task_id.confirmed
 
 
+def test_a_debug_build(service: ServiceBuilder, tmp_path: Path) -> None:
+    """What begins and ends spans is not recognised in it; the processors are."""
+    path = service("lab", "debug")
+    plan = make_plan(strip(path, tmp_path / "stripped"))
+    assert (plan.why_no_adoption, plan.seen, plan.seen_late) == ("", Seen.EXPORTED, True)
+    points = {point.offset for point in plan.points if point.probe.program == "otel_on_end"}
+    with Image.open(path) as image:
+        functions = find_functions(
+            image, "<* as opentelemetry_sdk::trace::span_processor::SpanProcessor>::on_end"
+        )
+    assert len(points) == 3
+    assert points == {function.file_offset for function in functions}
+    assert {point.function.found_by for point in plan.points} == {FoundBy.CODE}
+
+
+def test_processors_are_told_by_what_they_take(service: ServiceBuilder) -> None:
+    with Image.open(service("lab", "release")) as image:
+        layout = layout_of(image, examine(image))
+        assert isinstance(layout, SdkLayout)
+        data = layout.exported_data
+        assert data == ExportedData(texts=(0x120, 0x138), size=0x160)
+        assert len(find_span_processors(image, data)) == 3
+        # Of smaller data they would read what is beyond it; of greater they leave a text.
+        for other in (ExportedData(data.texts, 0x100), ExportedData((0x120, 0x238), 0x260)):
+            assert find_span_processors(image, other) == (
+                "no type takes over the texts of exported data as a span processor does"
+            )
+
+
 def test_without_debug_information_only_symbols_are_used(service: ServiceBuilder, tmp_path: Path) -> None:
     path = service("users", "release")
     with Image.open(strip(path, tmp_path / "stripped", "--strip-debug")) as image:
@@ -122,6 +153,8 @@ def test_a_generator_that_is_not_certain(
         "build_with_context": True,
         "build_recording_span": True,
         "ensure_ended_and_exported": True,
+        # Only with the layout of exported data.
+        "on_end": False,
     }
     why = make_plan(tmp_path / "changed").why_no_adoption
     assert "no symbols" in why
