@@ -190,7 +190,7 @@ GLOBAL int parse_traceparent(struct direction *d, struct server_span_event *requ
 	request->trace_id_high = high;
 	request->trace_id_low = low;
 	request->parent_span_id = parent;
-	request->flags = flags & TRACE_FLAG_SAMPLED;
+	request->flags = flags & (TRACE_FLAG_SAMPLED | TRACE_FLAG_RANDOM);
 	return 0;
 }
 
@@ -492,7 +492,8 @@ GLOBAL int activate(struct connection *c, struct target *target, __u64 key)
 		request->trace_id_low = random64() | 1; /* never 0 */
 	}
 	if (!(request->remote & REMOTE_DECIDED) || !target->parent_based)
-		request->flags = (request->trace_id_low >> 1) < target->sample_below ? TRACE_FLAG_SAMPLED : 0;
+		request->flags = (request->flags & TRACE_FLAG_RANDOM) |
+				 ((request->trace_id_low >> 1) < target->sample_below ? TRACE_FLAG_SAMPLED : 0);
 	if (!(request->flags & TRACE_FLAG_SAMPLED))
 		count(COUNT_UNSAMPLED);
 	if (!request->span_id)
