@@ -662,6 +662,9 @@ static __always_inline void response_done(struct scan *s)
 
 	finish(c, c->out.status, END_RESPONSE);
 	next_message(&c->out);
+	/* Only now can the connection be handed a request. What woke its driver until here were reads of the body. */
+	if (c->role == ROLE_CLIENT && !c->is_shared)
+		reset_wakes(c->pid, c->user);
 	if (c->queue_head == c->queue_tail)
 		return;
 	key.connection = *s->key;
