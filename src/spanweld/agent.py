@@ -224,7 +224,9 @@ class Agent:
                     listening.set(events.LISTENING_KEY.pack(pid, port), b"\1")
             # What sees a span begin comes last, and goes first: none begins that is not seen to be built.
             for point in reversed(plan.points):
-                link = self._bpf.attach_uprobe(point.probe.program, pid, image, point.offset, self._keeper)
+                link = self._bpf.attach_uprobe(
+                    point.probe.program, pid, image, point.offset, self._keeper, cookie=point.returns_after
+                )
                 target.links.insert(0, (point.probe, link))
             target.pidfd = os.pidfd_open(pid)
         except ProcessLookupError:

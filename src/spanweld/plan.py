@@ -13,9 +13,11 @@ from spanweld.image import (
     Image,
     ImageFacts,
     Language,
+    SdkFunctions,
     SpanArguments,
     examine,
     find_returns,
+    find_sdk_functions,
     find_span_arguments,
     first_instruction,
     locate,
@@ -29,15 +31,22 @@ from spanweld.probes.declaration import Place, Probe, Release, Seen, release_of
 # Runtimes whose tasks are not followed: what is on a thread is no hint to the request then.
 _OTHER_RUNTIMES = ("async-std", "smol", "monoio", "glommio", "tokio-uring", "compio", "async-global-executor")
 
+NO_OTHER_GENERATORS = "roots with ids by another generator than the SDK's are left alone"
+
 
 @dataclass(frozen=True, slots=True)
 class AttachPoint:
-    """A probe and the place in the image where its program goes; ``instruction`` is what stands there."""
+    """A probe and the place in the image where its program goes; ``instruction`` is what stands there.
+
+    ``returns_after``: how many bytes further on the call returns that is meant, of those of the function;
+    0: every call is.
+    """
 
     probe: Probe
     function: Function
     offset: FileOffset
     instruction: str
+    returns_after: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +70,8 @@ class Plan:
     ``arguments`` are those of build_recording_span where spans are seen there and its code tells.
     ``seen_late``: what is known of a span before its end are its ids, either since ``tracing`` spans
     are built when they end, or since only what processors are given at its end can be seen. ``learns``: with
-    no layout, it is learned in the process, and until then nothing is adopted.
+    no layout, it is learned in the process, and until then nothing is adopted. ``knows_generators``: id
+    generators of the service's own are found as well as the SDK's.
     """
 
     facts: ImageFacts
@@ -73,6 +83,7 @@ class Plan:
     why_no_adoption: str
     seen_late: bool
     learns: bool = False
+    knows_generators: bool = True
 
     @property
     def points(self) -> tuple[AttachPoint, ...]:
@@ -105,7 +116,8 @@ def plan_for(image: Image, facts: ImageFacts) -> Plan:
     why = _why_not_rust(facts) or _why_unknown(versions, release)
     why = why or _why_tasks_are_unknown(image, facts)
     # What is not known is taken for the newest.
-    ways = list(_ways(image, release or Release(sys.maxsize, 0), layout))
+    known = None if facts.has_symbols else find_sdk_functions(image)
+    ways = list(_ways(image, release or Release(sys.maxsize, 0), layout, known))
     why = why or next((way.contradiction for way in ways if way.contradiction), "")
     way = next((way for way in ways if not way.why_not), ways[0])
     seen_late = way.seen is Seen.EXPORTED or otel_sdk.builds_late(facts.crates)
@@ -126,6 +138,7 @@ def plan_for(image: Image, facts: ImageFacts) -> Plan:
         why_no_adoption=why or way.why_not,
         seen_late=seen_late,
         learns=learns and not why and not way.why_not,
+        knows_generators=known is None or known.other_generators is not None,
     )
 
 
@@ -144,8 +157,10 @@ class _Way:
     contradiction: str = ""
 
 
-def _ways(image: Image, release: Release, layout: SdkLayout | str) -> Iterator[_Way]:
-    functions = locate(image, _symbols(release, (Seen.BUILT, Seen.RETURNED)))
+def _ways(
+    image: Image, release: Release, layout: SdkLayout | str, known: SdkFunctions | None
+) -> Iterator[_Way]:
+    functions = locate(image, _symbols(release, (Seen.BUILT, Seen.RETURNED)), known)
     found = False
     if release >= otel_sdk.BUILDS_APART:
         probes = _place(image, release, Seen.BUILT, functions)
@@ -161,7 +176,7 @@ def _ways(image: Image, release: Release, layout: SdkLayout | str) -> Iterator[_
     exported = layout.of_exported_data() if isinstance(layout, SdkLayout) else layout
     data = layout.exported_data if isinstance(layout, SdkLayout) else None
     wanted = _symbols(release, (Seen.EXPORTED,)) - functions.keys()
-    functions = {**functions, **locate(image, wanted, data)}
+    functions = {**functions, **locate(image, wanted, known, data)}
     probes = _place(image, release, Seen.EXPORTED, functions)
     why_not = _first_reason(probes) or ("" if exported else "the layout of exported spans is not known")
     yield _Way(Seen.EXPORTED, probes, exported or layout, None, why_not)
@@ -249,20 +264,20 @@ def _place(
             reason = found if isinstance(found, str) else None
             for function in found if not isinstance(found, str) else ():
                 places = _points(image, probe, function)
-                if isinstance(places, str):
-                    reason = places
-                else:
+                if not isinstance(places, str):
                     points += places
+                elif not function.called_from:
+                    reason = places
             plans.append(ProbePlan(instrumentation.name, probe, () if reason else tuple(points), reason))
     return tuple(plans)
 
 
 def _points(image: Image, probe: Probe, function: Function) -> list[AttachPoint] | str:
     if probe.place is Place.RETURNS:
-        places = find_returns(image, function)
-        if not places:
+        returns = find_returns(image, function)
+        if not returns:
             return f"no return was found in the code of {function.name}"
-        return [AttachPoint(probe, function, place, "ret") for place in places]
+        return [point for place in returns for point in _for_calls(probe, function, place, "ret")]
     first = first_instruction(image, function)
     if (
         first is None
@@ -272,4 +287,11 @@ def _points(image: Image, probe: Probe, function: Function) -> list[AttachPoint]
     ):
         code = first.text if first else "nothing that decodes"
         return f"{function.name} begins with {code}, where no probe is put"
-    return [AttachPoint(probe, function, function.file_offset, first.text)]
+    return _for_calls(probe, function, function.file_offset, first.text)
+
+
+def _for_calls(probe: Probe, function: Function, place: FileOffset, text: str) -> list[AttachPoint]:
+    """A place once for each call that is meant."""
+    address = function.address + place - function.file_offset
+    distances = [returns_to - address for returns_to in function.called_from] or [0]
+    return [AttachPoint(probe, function, place, text, distance) for distance in distances]

@@ -26,6 +26,17 @@ BTF_KIND_STRUCT = 4
 _PRINT = ctypes.CFUNCTYPE(c_int, c_int, c_char_p, c_void_p)
 
 
+class _UprobeOptions(ctypes.Structure):
+    """struct bpf_uprobe_opts"""
+
+    _fields_ = (
+        ("sz", c_size_t),
+        ("ref_ctr_offset", c_size_t),
+        ("bpf_cookie", c_uint64),
+        ("retprobe", c_bool),
+    )
+
+
 class _MapCreateOptions(ctypes.Structure):
     """struct bpf_map_create_opts"""
 
@@ -72,7 +83,10 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "bpf_program__name": (c_char_p, (c_void_p,)),
     "bpf_program__attach_tracepoint": (c_void_p, (c_void_p, c_char_p, c_char_p)),
     "bpf_program__attach": (c_void_p, (c_void_p,)),
-    "bpf_program__attach_uprobe": (c_void_p, (c_void_p, c_bool, c_int, c_char_p, c_size_t)),
+    "bpf_program__attach_uprobe_opts": (
+        c_void_p,
+        (c_void_p, c_int, c_char_p, c_size_t, POINTER(_UprobeOptions)),
+    ),
     "bpf_link__destroy": (c_int, (c_void_p,)),
     "bpf_link__fd": (c_int, (c_void_p,)),
     "libbpf_set_print": (c_void_p, (_PRINT,)),
@@ -318,11 +332,22 @@ class BpfObject:
         ]
 
     def attach_uprobe(
-        self, program: str, pid: Pid, image: Path, offset: FileOffset, keeper: LinkKeeper | None = None
+        self,
+        program: str,
+        pid: Pid,
+        image: Path,
+        offset: FileOffset,
+        keeper: LinkKeeper | None = None,
+        *,
+        cookie: int = 0,
     ) -> Link:
-        """Attaches a program to one instruction of an image, in one process."""
-        pointer = self.library.bpf_program__attach_uprobe(
-            self._program(program), False, pid, str(image).encode(), offset
+        """Attaches a program to one instruction of an image, in one process.
+
+        ``cookie`` is for the program, which may ask for it; as 64 bits, whatever its sign.
+        """
+        options = _UprobeOptions(sz=ctypes.sizeof(_UprobeOptions), bpf_cookie=cookie)
+        pointer = self.library.bpf_program__attach_uprobe_opts(
+            self._program(program), pid, str(image).encode(), offset, options
         )
         what = f"cannot attach {program} at {image}+{offset:#x} in process {pid}"
         return Link(self.library, self.library.check_pointer(pointer, what), keeper)

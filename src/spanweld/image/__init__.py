@@ -5,7 +5,7 @@ from spanweld.image.elf import Image, Section, Segment
 from spanweld.image.facts import ImageFacts, analyse, examine
 from spanweld.image.language import Language
 from spanweld.image.locate import locate
-from spanweld.image.stripped import SpanArguments, find_span_arguments
+from spanweld.image.stripped import SdkFunctions, SpanArguments, find_sdk_functions, find_span_arguments
 from spanweld.image.symbols import FoundBy, Function, find_functions, find_many
 from spanweld.image.tls import TaskIdOffset, find_task_id_offset
 
@@ -16,6 +16,7 @@ __all__ = [
     "Image",
     "ImageFacts",
     "Language",
+    "SdkFunctions",
     "Section",
     "Segment",
     "SpanArguments",
@@ -25,6 +26,7 @@ __all__ = [
     "find_functions",
     "find_many",
     "find_returns",
+    "find_sdk_functions",
     "find_span_arguments",
     "find_task_id_offset",
     "first_instruction",

@@ -290,6 +290,18 @@ static __always_inline void note_late_id(__u32 pid, __u64 span_id, __u64 low, __
 }
 
 /*
+ * Whether the call of a generator's method is the SDK's. A cookie says how far behind the probe that call
+ * returns, where it is not known what else the function may be; 0: it is a generator's. Read where the return
+ * address is on top of the stack.
+ */
+static __always_inline bool is_called_by_sdk(struct pt_regs *ctx)
+{
+	__u64 distance = bpf_get_attach_cookie(ctx), returns_to;
+
+	return !distance || (read_u64(&returns_to, ctx->sp) && returns_to == ctx->ip + distance);
+}
+
+/*
  * A root starts on this thread: its trace id is fixed here, at its source. That needs no layout, but
  * waits for one that is verified, so that what is begun can be finished; except where spans are
  * built late, whose children would be exported before.
@@ -305,7 +317,7 @@ int otel_new_trace_id(struct pt_regs *ctx)
 	bool has_span_id, is_active, sampled;
 	__u64 key;
 
-	if (!may_adopt(target))
+	if (!may_adopt(target) || !is_called_by_sdk(ctx))
 		return 0;
 	before = bpf_map_lookup_elem(&root_starts, &tid);
 	if (before)
@@ -359,7 +371,7 @@ int otel_new_trace_id_returns(struct pt_regs *ctx)
 	struct root_start *start;
 	struct target *target = current_target(&pid);
 
-	if (!notes_ids(target))
+	if (!notes_ids(target) || !is_called_by_sdk(ctx))
 		return 0;
 	start = bpf_map_lookup_elem(&root_starts, &tid);
 	/* Where the function leaves by a jump, the `ret` is another's, which others may call too. */
@@ -381,7 +393,7 @@ int otel_new_span_id_returns(struct pt_regs *ctx)
 	struct root_start start = {};
 	struct target *target = current_target(&pid);
 
-	if (!notes_ids(target))
+	if (!notes_ids(target) || !is_called_by_sdk(ctx))
 		return 0;
 	start.span_id = ctx->ax;
 	start.span_noted = 1;
