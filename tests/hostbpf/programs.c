@@ -196,6 +196,7 @@ unsigned long long bpf_get_current_pid_tgid(void)
 
 unsigned long long bpf_get_attach_cookie(void *ctx)
 {
+	(void)ctx;
 	return host.cookie;
 }
 
