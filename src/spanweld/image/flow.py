@@ -456,12 +456,12 @@ class _Walk:
             if place is None:
                 continue
             size = x86.MemorySizeExt.size(memory.memory_size)
-            if memory.access in _READING:
+            if memory.access in READING:
                 self._note_read(place, size)
-            if memory.access in _WRITING:
+            if memory.access in WRITING:
                 self._store(place[0], place[1], size, None)
         for register in info.used_registers():
-            if register.access in _WRITING:
+            if register.access in WRITING:
                 self._set(register.register, None)
 
     def _place(self, instruction: x86.Instruction) -> tuple[Pointer | Loaded, int] | None:
@@ -619,9 +619,9 @@ _CONDITIONAL_MOVES = frozenset(
 )
 _JOINS = frozenset((_M.PUNPCKLQDQ, _M.VPUNPCKLQDQ))
 _STRING_MOVES = {_M.MOVSB: 1, _M.MOVSQ: 8}
-_READING = frozenset(
+READING = frozenset(
     (x86.OpAccess.READ, x86.OpAccess.COND_READ, x86.OpAccess.READ_WRITE, x86.OpAccess.READ_COND_WRITE)
 )
-_WRITING = frozenset(
+WRITING = frozenset(
     (x86.OpAccess.WRITE, x86.OpAccess.COND_WRITE, x86.OpAccess.READ_WRITE, x86.OpAccess.READ_COND_WRITE)
 )
