@@ -337,7 +337,8 @@ GLOBAL int format_texts(struct connection *c)
 	text[48] = '-';
 	store64(text + 49, hex8(out->span_id >> 32));
 	store64(text + 57, hex8(out->span_id));
-	store64(text + 65, TEXT8('-', '0', '0' | (out->flags & TRACE_FLAG_SAMPLED), '\r', '\n', 0, 0, 0));
+	store64(text + 65, TEXT8('-', '0', '0' | (out->flags & (TRACE_FLAG_SAMPLED | TRACE_FLAG_RANDOM)), '\r',
+				 '\n', 0, 0, 0));
 	store64(text + TRACESTATE_NAME_AT, TEXT8('t', 'r', 'a', 'c', 'e', 's', 't', 'a'));
 	store64(text + TRACESTATE_NAME_AT + 8, TEXT8('t', 'e', ':', ' ', 0, 0, 0, 0));
 	store64(text + BAGGAGE_NAME_AT, TEXT8('b', 'a', 'g', 'g', 'a', 'g', 'e', ':'));

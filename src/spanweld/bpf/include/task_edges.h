@@ -39,6 +39,27 @@ struct exchange_cause {
 
 #define PREVIOUS_MAX 4
 
+/*
+ * What wakes_cause() has added up. In memory, about which the verifier of BPF knows nothing: of variables
+ * it would follow each value that they can have.
+ */
+struct wake_tally {
+	__u64 other; /* a request, and how many of them, one after the other */
+	__u64 previous;
+	__u64 span;
+	__u64 same_span;
+	__u32 others;
+	__u32 previouses;
+	__u32 spans;
+	__u32 same_spans;
+	__u32 repeated; /* a request of the previous exchange woke the driver twice */
+	__u32 being_noted;
+	__u32 wakes;
+	__s32 chosen;
+	__s32 same;
+	__u32 pad;
+};
+
 /* Who woke a task since the last head of a response that it read, and what the exchange before was for. */
 struct wake_record {
 	struct wake_context contexts[WAKE_CONTEXTS];
@@ -49,10 +70,11 @@ struct wake_record {
 	__u32 is_full; /* there were more contexts than have room */
 	__u32 is_complete; /* no wake was missed */
 	__u32 pad;
+	struct wake_tally tally;
 };
 
 _Static_assert(sizeof(struct wake_context) == 88, "no hidden padding");
-_Static_assert(sizeof(struct wake_record) == 792, "no hidden padding");
+_Static_assert(sizeof(struct wake_record) == 864, "no hidden padding");
 
 enum cause {
 	CAUSE_NONE = 1, /* nothing of which is known that it is a request's */
@@ -123,88 +145,111 @@ SPANS_INLINE void wakes_reset(struct wake_record *record)
 /* Whether a context can be that of the previous exchange. */
 SPANS_INLINE bool wakes_is_previous(const struct wake_record *record, const struct wake_context *context)
 {
-	bool found = record->is_open;
-
+	if (record->is_open)
+		return true;
 	for (int i = 0; i < PREVIOUS_MAX; i++)
 		if ((__u32)i < record->nr_previous &&
 		    record->previous[i].server_span_id == context->server.span_id)
-			found = true;
-	return found;
+			return true;
+	return false;
 }
 
 SPANS_INLINE bool wakes_is_previous_span(const struct wake_record *record, const struct wake_context *context)
 {
-	bool found = false;
-
 	for (int i = 0; i < PREVIOUS_MAX; i++)
 		if ((__u32)i < record->nr_previous &&
 		    record->previous[i].active_span_id == context->active.span_id)
-			found = true;
-	return found;
+			return true;
+	return false;
 }
 
-SPANS_INLINE __u32 wakes_of(const struct wake_record *record, __u64 server_span_id)
+/* How often a request woke the driver, in all. */
+SPANS_INLINE __u32 wakes_of(struct wake_record *record, __u64 server_span_id)
 {
-	__u32 wakes = 0;
+	volatile struct wake_tally *tally = &record->tally;
 
+	tally->wakes = 0;
 	for (int i = 0; i < WAKE_CONTEXTS; i++)
-		if (record->contexts[i].wakes && record->contexts[i].server.span_id == server_span_id)
-			wakes += record->contexts[i].wakes;
-	return wakes;
+		if (record->contexts[i].server.span_id == server_span_id)
+			tally->wakes += record->contexts[i].wakes;
+	return tally->wakes;
 }
 
-/* Index of the context that caused what is sent now, or minus an enum cause. Changes nothing. */
-SPANS_INLINE int wakes_cause(const struct wake_record *record)
+/* Which requests woke the driver: beside the previous exchange's, and of those. */
+SPANS_INLINE void wakes_tally_requests(struct wake_record *record)
 {
-	__u64 other = 0, previous = 0, candidate = 0;
-	bool several = false, twice = false;
-	__u32 candidates = 0;
-	int same = -1, chosen = -1;
+	volatile struct wake_tally *tally = &record->tally;
 
-	if (record->is_full || !record->is_complete)
-		return -CAUSE_UNKNOWN;
+	tally->other = tally->previous = 0;
+	tally->others = tally->previouses = tally->repeated = tally->being_noted = 0;
 	for (int i = 0; i < WAKE_CONTEXTS; i++) {
-		const struct wake_context *context = &record->contexts[i];
+		struct wake_context *context = &record->contexts[i];
 		__u64 request = context->server.span_id;
 
 		if (!context->wakes)
-			break;
-		if (context->wakes == WAKE_BEING_NOTED)
-			return -CAUSE_UNKNOWN;
-		if (wakes_is_previous(record, context)) {
-			several |= previous && previous != request;
-			twice |= wakes_of(record, request) > 1;
-			previous = request;
-		} else if (other && other != request) {
-			return -CAUSE_UNKNOWN;
+			continue;
+		if (context->wakes == WAKE_BEING_NOTED) {
+			tally->being_noted = 1;
+		} else if (wakes_is_previous(record, context)) {
+			if (tally->previous != request)
+				tally->previouses++;
+			if (wakes_of(record, request) > 1)
+				tally->repeated = 1;
+			tally->previous = request;
 		} else {
-			other = request;
+			if (tally->other != request)
+				tally->others++;
+			tally->other = request;
 		}
 	}
-	if (!other && !previous)
-		return -CAUSE_NONE;
-	if (other ? twice : several || !twice)
-		return -CAUSE_UNKNOWN;
-	if (!other)
-		other = previous;
-	for (int i = 0; i < WAKE_CONTEXTS; i++) {
-		const struct wake_context *context = &record->contexts[i];
+}
 
-		if (!context->wakes)
-			break;
-		if (context->server.span_id != other)
+/* Which spans were active when that request woke the driver: beside the previous exchange's, and that. */
+SPANS_INLINE void wakes_tally_spans(struct wake_record *record, __u64 request)
+{
+	volatile struct wake_tally *tally = &record->tally;
+
+	tally->span = tally->same_span = 0;
+	tally->spans = tally->same_spans = 0;
+	tally->chosen = tally->same = 0;
+	for (int i = 0; i < WAKE_CONTEXTS; i++) {
+		struct wake_context *context = &record->contexts[i];
+		__u64 span = context->active.span_id;
+
+		if (!context->wakes || context->server.span_id != request)
 			continue;
 		if (wakes_is_previous_span(record, context)) {
-			same = i;
-		} else if (context->active.span_id != candidate) {
-			candidate = context->active.span_id;
-			chosen = i;
-			candidates++;
+			if (tally->same_span != span)
+				tally->same_spans++;
+			tally->same_span = span;
+			tally->same = i;
+		} else {
+			if (tally->span != span)
+				tally->spans++;
+			tally->span = span;
+			tally->chosen = i;
 		}
 	}
-	if (candidates > 1)
+}
+
+/* Index of the context that caused what is sent now, or minus an enum cause. */
+SPANS_INLINE int wakes_cause(struct wake_record *record)
+{
+	volatile struct wake_tally *tally = &record->tally;
+
+	if (record->is_full || !record->is_complete)
 		return -CAUSE_UNKNOWN;
-	return candidates ? chosen : same;
+	wakes_tally_requests(record);
+	if (tally->being_noted || tally->others > 1)
+		return -CAUSE_UNKNOWN;
+	if (!tally->others && !tally->previouses)
+		return -CAUSE_NONE;
+	if (tally->others ? tally->repeated : tally->previouses > 1 || !tally->repeated)
+		return -CAUSE_UNKNOWN;
+	wakes_tally_spans(record, tally->others ? tally->other : tally->previous);
+	if (tally->spans > 1 || (!tally->spans && tally->same_spans > 1))
+		return -CAUSE_UNKNOWN;
+	return tally->spans ? tally->chosen : tally->same;
 }
 
 /* A request is sent by that cause, which is the previous one from now on; it uses up the wakes. */
