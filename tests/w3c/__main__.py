@@ -71,7 +71,7 @@ def make_venv() -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """Each test's outcome (``ok``, ``FAIL``, ``ERROR``, ``skipped``) by its name, and all that was printed."""
+    """Each test's outcome (``ok``, ``FAIL``, ``ERROR``, ``skipped``) by name, and all that was printed."""
 
     outcomes: dict[str, str]
     output: str
@@ -159,7 +159,10 @@ def print_table(results: dict[str, Results]) -> None:
     """A line a test, a column a way to run the service."""
     tests = sorted({test for result in results.values() for test in result.outcomes})
     width = max(map(len, tests), default=0)
-    print(f"{f'STRICT_LEVEL {STRICT_LEVEL}, SPEC_LEVEL {SPEC_LEVEL}':<{width}}  " + "  ".join(f"{name:<8}" for name in results))
+    print(
+        f"{f'STRICT_LEVEL {STRICT_LEVEL}, SPEC_LEVEL {SPEC_LEVEL}':<{width}}  "
+        + "  ".join(f"{name:<8}" for name in results)
+    )
     for test in tests:
         outcomes = (f"{result.outcomes.get(test, '-'):<8}" for result in results.values())
         print(f"{test:<{width}}  " + "  ".join(outcomes).rstrip())

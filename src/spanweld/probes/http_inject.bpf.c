@@ -217,13 +217,16 @@ static long head_step(__u32 index, void *context)
 
 	(void)index;
 	if (!c->window_left) {
-		want = state->left < WINDOW ? state->left : WINDOW;
-		if (!want || bpf_probe_read_kernel(c->window, want, (void *)state->from))
+		__u64 size = state->left; /* 64 bits: Linux 6.1 loses what it knows of 32 */
+
+		if (size > WINDOW)
+			size = WINDOW;
+		if (!size || bpf_probe_read_kernel(c->window, size, (void *)state->from))
 			return 1;
-		state->from += want;
-		state->left -= want;
+		state->from += size;
+		state->left -= size;
 		c->window_at = 0;
-		c->window_left = want;
+		c->window_left = size;
 	}
 	want = c->window_left < LINE_STEP ? c->window_left : LINE_STEP;
 	found = extend_line(c, d);
@@ -392,8 +395,8 @@ static long write_step(__u32 index, void *context)
 {
 	struct writing *w = context;
 	struct inject_state *state = w->state;
-	__u32 at = state->at, left = state->left;
-	__u64 word = 0;
+	__u32 at = state->at, left = state->left, size;
+	__u64 words[2] = {}, word;
 	char *data, *end;
 
 	(void)index;
@@ -407,8 +410,12 @@ static long write_step(__u32 index, void *context)
 		state->left = piece->length;
 		return 0;
 	}
-	if (at > TEXT_MAX || bpf_probe_read_kernel(&word, left < 8 ? left : 8, (void *)state->from))
+	size = left < 8 ? left : 8;
+	/* The compiler leaves out a mask that it can prove; the verifier of Linux 6.1 needs it. */
+	asm volatile("" : "+r"(size));
+	if (at > TEXT_MAX || bpf_probe_read_kernel(words, size & 15, (void *)state->from))
 		return 1;
+	word = words[0];
 	data = w->msg->data;
 	end = w->msg->data_end;
 	data += at;
