@@ -173,7 +173,7 @@ def test_an_asynchronous_client_in_the_task_of_the_handler() -> None:
 
 
 def test_a_pooled_client_of_hyper() -> None:
-    """Each connection is a task of its own, which writes for others: the right one is known, or it is counted."""
+    """Each connection is a task of its own, which writes for others: the right one is known, or counted."""
     with Service(binary("store", "release")) as store, Traced("users", "--store", store.url) as users:
         numbers = range(1_000, 1_100)
         result = load(
