@@ -137,6 +137,7 @@ def test_every_system_call(arguments: tuple[str, ...]) -> None:
 def test_a_unix_socket(tmp_path: Path) -> None:
     with asking(path=tmp_path / "peer") as sockets:
         client = sockets.ask("any")
+        sockets.traced.expect_said("1 requests out got no headers")
         assert client.attributes["network.transport"] == "unix"
         assert client.attributes["server.address"] == "localhost"
         assert not {"network.peer.address", "server.port"} & client.attributes.keys()
@@ -145,6 +146,8 @@ def test_a_unix_socket(tmp_path: Path) -> None:
 def test_a_connection_that_is_older_than_the_agent() -> None:
     with Peer() as peer, Older(peer) as traced:
         sockets = Asking(traced, peer)
+        traced.expect_said("requests on connections that it opened before spanweld came carry no headers")
+        traced.expect_said("1 requests out got no headers")
         assert peer.connections == 1
         sockets.ask("any")
         assert peer.connections == 1
