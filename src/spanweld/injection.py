@@ -56,7 +56,7 @@ class Injection:
 
     def let_socket_go(self, pid: int, cookie: int) -> None:
         """One socket is as it was."""
-        self._sockets.delete(events.INJECT_KEY.pack(cookie, pid))
+        self._sockets.delete(events.INJECT_KEY.pack(cookie, pid, 0))
 
     def why_not(self) -> str:
         """Why this kernel cannot be trusted with it; empty where all went well.
