@@ -29,6 +29,11 @@ STRUCTS = (
     "target",
     "connection_key",
     "listening_key",
+    "inline_head",
+    "inline_patch",
+    "inline_ring",
+    "inline_record",
+    "inline_order",
 )
 ENUMS = (
     "event_kind",
@@ -43,6 +48,9 @@ ENUMS = (
     "manual_relation",
     "manual_status",
     "layout_check",
+    "inline_place",
+    "inline_size",
+    "inline_operation",
 )
 INTEGERS = {
     (1, False): "B",

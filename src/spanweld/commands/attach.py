@@ -32,6 +32,7 @@ def attach(
     *,
     exports: tuple[str, ...],
     write: str,
+    probes: str,
     adopt: str,
     exclude_paths: tuple[str, ...],
     pids: tuple[int, ...],
@@ -47,7 +48,7 @@ def attach(
     """
     if bool(pids) == bool(exe):
         raise UsageError("attach needs either --pid N or --exe GLOB", "spanweld attach --help shows both")
-    settings = make_settings(exports, write, adopt, exclude_paths)
+    settings = make_settings(exports, write, probes, adopt, exclude_paths)
     # First of all: without root most processes cannot be seen, and none would match.
     look_at_host(mount=True).require()
     processes = find_by_exe(exe) if exe else tuple(find_by_pid(Pid(pid)) for pid in dict.fromkeys(pids))

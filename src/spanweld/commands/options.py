@@ -13,6 +13,7 @@ from spanweld.layouts import SdkLayout
 from spanweld.messages import warn
 from spanweld.settings import (
     AdoptMode,
+    ProbesMode,
     Settings,
     WriteMode,
     batch_from_environment,
@@ -47,6 +48,15 @@ def tracing_options(function: Function) -> Function:
             "off: nothing is written, automatic spans link to manual ones.",
         ),
         click.option(
+            "--probes",
+            type=click.Choice([mode.value for mode in ProbesMode]),
+            default=ProbesMode.AUTO.value,
+            envvar="SPANWELD_PROBES",
+            show_default=True,
+            help="How the SDK's functions are probed: by the kernel (uprobe), or by code put into the "
+            "service (inline), which costs nanoseconds and goes with --write inline.",
+        ),
+        click.option(
             "--adopt",
             type=click.Choice([mode.value for mode in AdoptMode]),
             default=AdoptMode.ACTIVE.value,
@@ -69,7 +79,7 @@ def tracing_options(function: Function) -> Function:
 
 
 def make_settings(
-    exports: tuple[str, ...], write: str, adopt: str, exclude_paths: tuple[str, ...]
+    exports: tuple[str, ...], write: str, probes: str, adopt: str, exclude_paths: tuple[str, ...]
 ) -> Settings:
     """Flags over environment over defaults; UsageError for what cannot be meant."""
     environ = os.environ
@@ -77,6 +87,7 @@ def make_settings(
     return Settings(
         exports=exports or default,
         write=WriteMode(write),
+        probes=ProbesMode(probes),
         adopt=AdoptMode(adopt),
         exclude_paths=exclude_paths,
         service_name=environ.get("OTEL_SERVICE_NAME") or None,
@@ -99,9 +110,12 @@ def describe(target: Target) -> str:
         manual = "manual spans are linked, not adopted (write off)"
     else:
         sdk = f"opentelemetry_sdk {plan.sdk_versions[0]}"
+        how = f"write {mode.value}"
+        if target.why_not_inline:
+            how += f", not inline: {target.why_not_inline}"
         if isinstance(plan.layout, SdkLayout):
             source = f"layout from the {plan.layout.source}"
-            manual = f"manual spans of {sdk} are adopted (write {mode.value}), {source}"
+            manual = f"manual spans of {sdk} are adopted ({how}), {source}"
         else:
-            manual = f"manual spans of {sdk} are adopted once their layout is learned (write {mode.value})"
+            manual = f"manual spans of {sdk} are adopted once their layout is learned ({how})"
     return f"ready (pid {target.pid}, {name}; {manual})"
