@@ -46,6 +46,13 @@ static pid_t tracer_of(pid_t target, pid_t tid)
 	return read_status(target, tid, "TracerPid", value, sizeof(value)) ? atoi(value) : 0;
 }
 
+static bool is_zombie(pid_t target, pid_t tid)
+{
+	char value[64];
+
+	return !read_status(target, tid, "State", value, sizeof(value)) || strpbrk(value, "ZX");
+}
+
 static bool get_registers(pid_t tid, struct user_regs_struct *regs)
 {
 	struct iovec vec = {regs, sizeof(*regs)};

@@ -14,8 +14,9 @@
  *  - An entry is first made a breakpoint, which is one byte. Who comes to it then stops here, and goes on
  *    when the whole jump is there. So no thread ever runs half of it, whether it slept, ran or is new.
  *
- * Lines on standard output: "seized THREADS" and, with --expect-exec, "exec"; then "done NANOSECONDS" (for
- * how long at most a thread was held) or "failed REASON"; "gone" where the target has ended.
+ * Lines on standard output: with --expect-exec "seized THREADS" and then "exec", after which the order is
+ * read; last "done NANOSECONDS" (for how long at most a thread was held) or "failed REASON", or "gone" where
+ * the target has ended.
  */
 #define _GNU_SOURCE
 #include <dirent.h>
@@ -30,6 +31,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <linux/kcmp.h>
 #include <linux/types.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
@@ -50,9 +52,11 @@ enum exit_code {
 };
 
 #define BREAKPOINT 0xcc
+#define SEIZE_OPTIONS (PTRACE_O_TRACECLONE | PTRACE_O_TRACEFORK | PTRACE_O_TRACEVFORK | PTRACE_O_TRACEEXEC)
 #define THREADS_MAX 4096
-#define PATIENCE_NS 2000000000ULL
+#define PATIENCE_NS 5000000000ULL
 #define STEPS_MAX 64
+#define STEPS_OUT_MAX 4096
 #define PAGE 4096UL
 #define TICK_US 20000
 /* So much of a stack is looked through for addresses of ours: what a signal handler interrupted. */
@@ -62,7 +66,10 @@ struct thread {
 	pid_t tid;
 	bool stopped; /* for us; it goes on when we say so */
 	bool waits; /* at a breakpoint of ours */
+	bool outside; /* of our code, and nothing leads back there */
+	bool blocks_trap; /* SIGTRAP, which the kernel unblocks for a breakpoint */
 	int signal; /* that it goes on with */
+	int event; /* PTRACE_EVENT_…, where that is what it stopped for */
 	uint64_t since;
 };
 
@@ -170,6 +177,35 @@ static bool is_group_stop(int signal)
 	return signal == SIGSTOP || signal == SIGTSTP || signal == SIGTTIN || signal == SIGTTOU;
 }
 
+static bool is_child(pid_t tid)
+{
+	char path[64];
+
+	snprintf(path, sizeof(path), "/proc/%d/task/%d", target, tid);
+	return access(path, F_OK);
+}
+
+/*
+ * A process that the target is just forking has our breakpoints in its code, and nobody who would take them:
+ * it gets back what was there before us. One that shares the target's memory (vfork) has nothing of its own.
+ */
+static void mend_child(pid_t child)
+{
+	char path[32];
+	int its_memory;
+
+	if (!is_child(child) || !syscall(SYS_kcmp, target, child, KCMP_VM, 0, 0))
+		return;
+	snprintf(path, sizeof(path), "/proc/%d/mem", child);
+	its_memory = open(path, O_RDWR | O_CLOEXEC);
+	if (its_memory < 0)
+		return;
+	for (unsigned int i = 0; i < order.nr_patches; i++)
+		if (pwrite(its_memory, patches[i].before, INLINE_JUMP_SIZE, patches[i].address) < 0)
+			break; /* it has ended */
+	close(its_memory);
+}
+
 /*
  * One stop, of any thread. A thread that is wanted stays stopped, as one at a breakpoint does; all others
  * go on as they would without us.
@@ -179,8 +215,14 @@ static void handle_stop(pid_t tid, int status, pid_t wanted)
 	struct thread *thread = find_thread(tid);
 	int signal = WSTOPSIG(status), event = status >> 16;
 	struct user_regs_struct regs;
+	unsigned long child;
 	siginfo_t info;
 
+	if (!thread && is_child(tid)) {
+		mend_child(tid);
+		ptrace(PTRACE_DETACH, tid, 0, 0);
+		return;
+	}
 	if (!thread)
 		thread = add_thread(tid);
 	if (!thread) {
@@ -189,6 +231,7 @@ static void handle_stop(pid_t tid, int status, pid_t wanted)
 	}
 	thread->since = now();
 	thread->stopped = true;
+	thread->event = event;
 	if (event == PTRACE_EVENT_STOP && is_group_stop(signal)) {
 		if (tid != wanted) {
 			thread->stopped = false;
@@ -197,9 +240,13 @@ static void handle_stop(pid_t tid, int status, pid_t wanted)
 		return;
 	}
 	if (event) {
-		/* A new thread's first stop, or an interruption of ours that came late. */
+		/* A new thread's first stop, or an interruption of ours that came late, or one of these. */
 		if (event == PTRACE_EVENT_EXEC)
 			executed = true;
+		/* Its own stop, which comes before or after this, we may not be there to see. */
+		if ((event == PTRACE_EVENT_FORK || event == PTRACE_EVENT_CLONE) &&
+		    !ptrace(PTRACE_GETEVENTMSG, tid, 0, &child))
+			mend_child(child);
 		if (tid != wanted)
 			resume(thread);
 		return;
@@ -219,8 +266,13 @@ static void handle_stop(pid_t tid, int status, pid_t wanted)
 			return;
 	}
 	thread->signal = signal;
-	if (tid != wanted)
+	if (tid == wanted)
+		return;
+	/* A stopped and continued process sees EINTR, traced or not; a signal that it ignores must not show. */
+	if (is_group_stop(signal))
 		go_on(thread);
+	else
+		resume(thread);
 }
 
 /* Takes stops until this thread has one; false if it ended, or nothing came of it. */
@@ -280,9 +332,9 @@ static int seize(pid_t tid)
 {
 	if (find_thread(tid))
 		return 0;
-	if (ptrace(PTRACE_SEIZE, tid, 0, PTRACE_O_TRACECLONE | PTRACE_O_TRACEEXEC))
+	if (ptrace(PTRACE_SEIZE, tid, 0, SEIZE_OPTIONS))
 		/* Gone, or the child of one that is seized: then it is ours already, and its stop adds it. */
-		return errno == ESRCH || tracer_of(target, tid) == getpid() ? 0 : -1;
+		return errno == ESRCH || tracer_of(target, tid) == getpid() || is_zombie(target, tid) ? 0 : -1;
 	return add_thread(tid) ? 1 : -1;
 }
 
@@ -352,6 +404,7 @@ static bool interrupt(pid_t tid)
 static struct {
 	pid_t tid;
 	struct user_regs_struct before;
+	uint64_t mask; /* of blocked signals: meanwhile all are, but for that of our steps */
 } borrowed;
 
 /* How much a thread minds being woken: less is better. */
@@ -375,6 +428,8 @@ static int reluctance(pid_t tid)
 
 static bool borrow_thread(void)
 {
+	const uint64_t mask = ~(1ULL << (SIGTRAP - 1));
+	struct thread *thread;
 	int least = 4;
 	pid_t tid = 0;
 
@@ -386,18 +441,31 @@ static bool borrow_thread(void)
 			tid = threads[i].tid;
 		}
 	}
-	if (!tid || !interrupt(tid) || !get_registers(tid, &borrowed.before))
+	if (!tid)
 		return false;
+	/*
+	 * One that was met as it got a signal takes that first. One that has just forked has not got the result
+	 * yet, which would be lost.
+	 */
+	do {
+		if (!interrupt(tid) || !(thread = find_thread(tid)))
+			return false;
+		if (thread->signal || (thread->event != PTRACE_EVENT_STOP && thread->event != PTRACE_EVENT_EXEC))
+			resume(thread);
+	} while (!thread->stopped);
+	if (!get_registers(tid, &borrowed.before) || borrowed.before.cs != USER_CS_64 ||
+	    ptrace(PTRACE_GETSIGMASK, tid, sizeof(borrowed.mask), &borrowed.mask) ||
+	    ptrace(PTRACE_SETSIGMASK, tid, sizeof(mask), &mask)) {
+		resume(thread);
+		return false;
+	}
 	borrowed.tid = tid;
-	return borrowed.before.cs == USER_CS_64;
+	return true;
 }
 
-/* A signal that comes meanwhile is kept until the thread is given back. */
 static long call_in_target(long number, uint64_t a, uint64_t b, uint64_t c, uint64_t d, uint64_t e, uint64_t f)
 {
 	struct user_regs_struct wanted = borrowed.before, regs;
-	struct thread *thread = find_thread(borrowed.tid);
-	int kept = thread ? thread->signal : 0;
 
 	wanted.rip = order.system_call;
 	wanted.rax = number;
@@ -408,30 +476,24 @@ static long call_in_target(long number, uint64_t a, uint64_t b, uint64_t c, uint
 	wanted.r10 = d;
 	wanted.r8 = e;
 	wanted.r9 = f;
-	do {
-		if (!thread || executed || !set_registers(borrowed.tid, &wanted))
+	/* The first step may only be the end of the call that the thread was in. */
+	for (int i = 0; i < STEPS_MAX; i++) {
+		if (executed || !set_registers(borrowed.tid, &wanted) || !step(borrowed.tid) ||
+		    !get_registers(borrowed.tid, &regs))
 			return -ESRCH;
-		thread->signal = 0;
-		if (!step(borrowed.tid) || !get_registers(borrowed.tid, &regs))
-			return -ESRCH;
-		thread = find_thread(borrowed.tid);
-		if (thread && thread->signal) {
-			if (kept)
-				syscall(SYS_tgkill, target, borrowed.tid, kept);
-			kept = thread->signal;
-		}
-	} while (regs.rip == order.system_call);
-	if (thread)
-		thread->signal = kept;
-	return regs.rax;
+		if (regs.rip != order.system_call)
+			return regs.rax;
+	}
+	return -EINTR;
 }
 
 static void give_back_thread(void)
 {
 	struct thread *thread = find_thread(borrowed.tid);
 
-	if (!thread || !set_registers(borrowed.tid, &borrowed.before))
+	if (!thread || executed || !set_registers(borrowed.tid, &borrowed.before))
 		return;
+	ptrace(PTRACE_SETSIGMASK, borrowed.tid, sizeof(borrowed.mask), &borrowed.mask);
 	resume(thread);
 	borrowed.tid = 0;
 }
@@ -608,20 +670,65 @@ static bool move_out(pid_t tid)
 }
 
 /*
- * With the breakpoints in place nobody new comes to the bytes behind them; who is there now moves on. One that
- * sleeps in a system call is not there, and comes by the breakpoint when it wakes.
+ * Whether a thread is neither on its way through the first bytes of a patched function, nor about to tell of
+ * a breakpoint that it met, nor copying the memory that has them. One that sleeps in any other system call
+ * is not, and comes by the entries as they are when it wakes.
  */
+static bool is_elsewhere(pid_t tid)
+{
+	unsigned long arguments[6] = {};
+	uint64_t sp, pc, flags;
+	long call;
+
+	if (!is_asleep(tid, &call, &sp, &pc, arguments) || stands_in_patch(pc))
+		return false;
+	if (call == SYS_fork)
+		return false;
+	if (call == SYS_clone)
+		return arguments[0] & CLONE_VM;
+	if (call == SYS_clone3)
+		return read_memory(arguments[0], &flags, sizeof(flags)) && flags & CLONE_VM;
+	return true;
+}
+
+/*
+ * Who has met a breakpoint and could not tell yet does so now: without us the signal would end the target.
+ * Likewise who is just forking.
+ */
+static void collect_waiting(void)
+{
+	take_stops();
+	for (unsigned int i = 0; i < nr_threads; i++) {
+		pid_t tid = threads[i].tid;
+		struct user_regs_struct regs;
+		struct thread *thread;
+
+		if (threads[i].waits || is_elsewhere(tid))
+			continue;
+		interrupt(tid);
+		thread = find_thread(tid);
+		if (thread && thread->stopped && !thread->waits && get_registers(tid, &regs) &&
+		    breakpoint_before(regs.rip)) {
+			go_on(thread);
+			wait_for(tid);
+			thread = find_thread(tid);
+		}
+		if (thread && thread->stopped)
+			resume(thread);
+		if (i >= nr_threads || threads[i].tid != tid)
+			i = -1U; /* it has ended, and others have moved in the table */
+	}
+}
+
+/* With the breakpoints in place nobody new comes to the bytes behind them; who is there now moves on. */
 static bool clear_entries(void)
 {
 	for (unsigned int i = 0; i < nr_threads; i++) {
-		unsigned long arguments[6];
 		struct user_regs_struct regs;
 		pid_t tid = threads[i].tid;
 		struct thread *thread;
-		uint64_t sp, pc;
-		long call;
 
-		if (threads[i].waits || (is_asleep(tid, &call, &sp, &pc, arguments) && !stands_in_patch(pc)))
+		if (threads[i].waits || is_elsewhere(tid))
 			continue;
 		if (!interrupt(tid)) {
 			if (find_thread(tid))
@@ -640,14 +747,30 @@ static bool clear_entries(void)
 	return true;
 }
 
+static void note_blocked(void)
+{
+	char value[64];
+
+	for (unsigned int i = 0; i < nr_threads; i++)
+		threads[i].blocks_trap = read_status(target, threads[i].tid, "SigBlk", value, sizeof(value)) &&
+					 strtoull(value, NULL, 16) & 1ULL << (SIGTRAP - 1);
+}
+
 static void release_waiting(void)
 {
-	take_stops();
-	for (unsigned int i = 0; i < nr_threads; i++)
-		if (threads[i].waits) {
-			threads[i].waits = false;
-			go_on(&threads[i]);
+	collect_waiting();
+	for (unsigned int i = 0; i < nr_threads; i++) {
+		uint64_t mask;
+
+		if (!threads[i].waits)
+			continue;
+		threads[i].waits = false;
+		if (threads[i].blocks_trap && !ptrace(PTRACE_GETSIGMASK, threads[i].tid, sizeof(mask), &mask)) {
+			mask |= 1ULL << (SIGTRAP - 1);
+			ptrace(PTRACE_SETSIGMASK, threads[i].tid, sizeof(mask), &mask);
 		}
+		go_on(&threads[i]);
+	}
 }
 
 static const char *patch_all(void)
@@ -662,6 +785,9 @@ static const char *patch_all(void)
 		    memcmp(now_there, patches[i].before, patches[i].size))
 			return "its code is not as in its file: somebody else has changed it";
 	}
+	/* Whose fork was under way before it was seized has a child that we would not be told of. */
+	collect_waiting();
+	note_blocked();
 	if (!write_breakpoints(order.nr_patches)) {
 		write_entries(false);
 		return "its code cannot be written";
@@ -689,6 +815,8 @@ static void unpatch_all(void)
 			patches[nr++] = *patch;
 	}
 	order.nr_patches = nr;
+	collect_waiting();
+	note_blocked();
 	write_breakpoints(nr);
 	write_entries(false);
 	release_waiting();
@@ -701,7 +829,11 @@ static bool is_ours(uint64_t address)
 	return address >= order.base && address < order.base + INLINE_PLACE_GUARD;
 }
 
-/* Whether anything on the stack leads back to our code: the return address of a signal's frame, say. */
+/*
+ * Whether a signal handler that is running, or about to be left, goes back to our code. Where it does, the
+ * frame that the kernel made (struct rt_sigframe) has that address, the flags, and then the segments that
+ * user code has. A mere address of ours tells nothing: stacks are full of what was there before.
+ */
 static bool leads_back(uint64_t sp)
 {
 	static uint64_t words[STACK_SCAN / sizeof(uint64_t)];
@@ -715,8 +847,8 @@ static bool leads_back(uint64_t sp)
 		if (!read_memory(sp, words, size))
 			return false;
 	}
-	for (size_t i = 0; i < size / sizeof(*words); i++)
-		if (is_ours(words[i]))
+	for (size_t i = 0; i + 2 < size / sizeof(*words); i++)
+		if (is_ours(words[i]) && (words[i + 2] & 0xffff) == USER_CS_64)
 			return true;
 	return false;
 }
@@ -733,52 +865,59 @@ static bool calls_in_flight(void)
 	return false;
 }
 
-static bool somebody_is_inside(void)
+/* Lets a stopped thread run on until it is out of our code; false if that takes too long, or it ended. */
+static bool step_out(pid_t tid, struct user_regs_struct *regs)
 {
-	if (calls_in_flight())
-		return true;
-	for (unsigned int i = 0; i < nr_threads; i++) {
-		unsigned long arguments[6];
-		struct user_regs_struct regs;
-		pid_t tid = threads[i].tid;
-		struct thread *thread;
-		uint64_t sp, pc;
-		long call;
-		bool inside;
+	for (int i = 0; is_ours(regs->rip); i++)
+		if (i == STEPS_OUT_MAX || !step(tid) || !get_registers(tid, regs))
+			return false;
+	return true;
+}
 
-		if (!is_asleep(tid, &call, &sp, &pc, arguments)) {
-			if (!interrupt(tid)) {
-				if (find_thread(tid))
-					return true;
-				i = -1U;
-				continue;
-			}
-			if (!get_registers(tid, &regs))
-				continue;
-			sp = regs.rsp;
-			pc = regs.rip;
-		}
-		inside = is_ours(pc) || leads_back(sp);
-		thread = find_thread(tid);
-		if (thread && thread->stopped)
-			resume(thread);
-		if (inside)
-			return true;
-	}
-	return false;
+/* With the entries restored nobody comes in any more: a thread that was seen outside stays there. */
+static bool is_outside(pid_t tid)
+{
+	unsigned long arguments[6];
+	struct user_regs_struct regs;
+	struct thread *thread;
+	uint64_t sp, pc;
+	long call;
+	bool outside;
+
+	if (is_asleep(tid, &call, &sp, &pc, arguments))
+		return !is_ours(pc) && !leads_back(sp);
+	if (!interrupt(tid) || !get_registers(tid, &regs))
+		return !find_thread(tid);
+	outside = step_out(tid, &regs) && !leads_back(regs.rsp);
+	thread = find_thread(tid);
+	if (thread && thread->stopped)
+		resume(thread);
+	return outside || !thread;
 }
 
 static bool wait_until_nobody_is_inside(void)
 {
 	uint64_t deadline = now() + PATIENCE_NS;
+	bool somebody;
 
-	while (somebody_is_inside()) {
-		if (now() > deadline)
-			return false;
-		usleep(2000);
+	do {
 		take_stops();
-	}
-	return true;
+		somebody = false;
+		for (unsigned int i = 0; i < nr_threads; i++) {
+			pid_t tid = threads[i].tid;
+			bool outside = threads[i].outside || is_outside(tid);
+
+			if (i < nr_threads && threads[i].tid == tid)
+				threads[i].outside = outside;
+			else
+				outside = false; /* others have moved in the table */
+			somebody |= !outside;
+		}
+		if (!somebody && !calls_in_flight())
+			return true;
+		usleep(2000);
+	} while (now() < deadline);
+	return false;
 }
 
 /* ---- orders */
@@ -862,6 +1001,7 @@ static bool wait_for_exec(void)
 		if (status >> 16 == PTRACE_EVENT_EXEC) {
 			nr_threads = 0;
 			add_thread(target)->stopped = true;
+			threads[0].event = PTRACE_EVENT_EXEC;
 			threads[0].since = now();
 			return true;
 		}
@@ -914,6 +1054,12 @@ int main(int argc, char **argv)
 	set_up_signals();
 	run_first();
 
+	snprintf(path, sizeof(path), "/proc/%d/mem", target);
+	/* The less time between seizing and the end, the less there is to be noticed. */
+	if (!expect_exec && !read_order()) {
+		say("failed no order came\n");
+		return EXIT_FAILED;
+	}
 	tracer = tracer_of(target, target);
 	if (tracer) {
 		say("failed process %d traces it\n", tracer);
@@ -923,21 +1069,25 @@ int main(int argc, char **argv)
 		say(nr_threads ? "failed not all of its threads can be traced\n" : "gone\n");
 		return EXIT_FAILED;
 	}
-	say("seized %u\n", nr_threads);
 	if (expect_exec) {
+		say("seized %u\n", nr_threads);
 		if (!wait_for_exec()) {
 			say("gone\n");
 			return EXIT_FAILED;
 		}
 		say("exec\n");
+		if (!read_order()) {
+			say("failed no order came\n");
+			return EXIT_FAILED;
+		}
 	}
-	snprintf(path, sizeof(path), "/proc/%d/mem", target);
 	memory = open(path, O_RDWR | O_CLOEXEC);
-	if (memory < 0 || !read_order()) {
-		say("failed its memory cannot be opened, or no order came\n");
+	if (memory < 0) {
+		say("failed its memory cannot be opened\n");
 		return EXIT_FAILED;
 	}
 	failure = order.operation == INLINE_OPERATION_ATTACH ? attach(descriptors) : detach();
+	take_stops();
 	if (failure)
 		say("failed %s\n", failure);
 	else

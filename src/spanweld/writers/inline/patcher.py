@@ -14,11 +14,11 @@ from spanweld.errors import HostError, TargetError
 from spanweld.model import Pid
 
 PATCHER = Path(__file__).parent.parent / "bin" / "spanweld-patcher"
-_TIMEOUT = 10.0
+_TIMEOUT = 30.0
 
 
 class Patcher:
-    """One run of the patcher: seizes the target's threads at once, and waits for its order.
+    """One run of the patcher, which waits for its order.
 
     ``expect_exec``: the target is a child that waits to exec its program; it is stopped there. Raises
     TargetError where the target cannot be patched; then it is as it was.
@@ -45,6 +45,8 @@ class Patcher:
             raise HostError(
                 f"the patcher {PATCHER} cannot be started: {error.strerror}", "build it with `make build`"
             ) from error
+        if not expect_exec:
+            return
         try:
             self._expect("seized")
         except BaseException:

@@ -226,13 +226,6 @@ static bool requests_wait(void)
 	return !bpf(BPF_MAP_GET_NEXT_KEY, &attr);
 }
 
-static bool is_zombie(pid_t tid)
-{
-	char value[64];
-
-	return !read_status(target, tid, "State", value, sizeof(value)) || strpbrk(value, "ZX");
-}
-
 /* A shadow stack still holds the return address that a made-up return takes off the stack. */
 static bool has_shadow_stack(pid_t tid)
 {
@@ -608,7 +601,7 @@ static bool seize(pid_t tid)
 	error = errno;
 	/* Its creator was seized in between, so it is ours already; its first stop adds it. */
 	tracer = tracer_of(target, tid);
-	if (tracer == getpid() || error == ESRCH || is_zombie(tid))
+	if (tracer == getpid() || error == ESRCH || is_zombie(target, tid))
 		return false;
 	if (tracer)
 		yield_to(tracer);
