@@ -40,19 +40,24 @@ REMOTE_SPAN = "b7ad6b7169203331"
 SAMPLED = f"00-{REMOTE_TRACE}-{REMOTE_SPAN}-01"
 NOT_SAMPLED = f"00-{REMOTE_TRACE}-{REMOTE_SPAN}-00"
 
-MATRIX = [(profile, how) for profile in ("release", "debug", "stripped") for how in get_args(How)]
+MATRIX = [
+    *((profile, how, "stop") for profile in ("release", "debug", "stripped") for how in get_args(How)),
+    ("release", "run", "inline"),
+    ("debug", "attach", "inline"),
+    ("stripped", "attach", "inline"),
+]
 
 
 @pytest.fixture(scope="module", params=MATRIX, ids="-".join)
 def lab(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Traced]:
-    """The lab under ``--write stop`` and ``--adopt active``; stripped is its release build."""
-    profile, how = request.param
+    """The lab under ``--adopt active``; stripped is its release build."""
+    profile, how, write = request.param
     executable = binary("lab", "release" if profile == "stripped" else profile)
     if profile == "stripped":
         bare = tmp_path_factory.mktemp("stripped") / "lab"
         subprocess.run(["strip", "-o", str(bare), str(executable)], check=True)
         executable = bare
-    with Traced("lab", executable=executable, how=how) as traced:
+    with Traced("lab", executable=executable, how=how, options=("--write", write)) as traced:
         yield traced
 
 
