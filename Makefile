@@ -80,6 +80,7 @@ format: build
 
 bench: build services ## figures for docs/performance.md
 	$(BIN)/python -m bench.head_cost
+	$(BIN)/python -m bench.inline_cost
 	$(BIN)/python -m bench.throughput
 	$(BIN)/python -m bench.inspect_cost
 

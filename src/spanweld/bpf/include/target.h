@@ -11,6 +11,7 @@ enum write_mode {
 	WRITE_OFF = 0,
 	WRITE_KERNEL = 1,
 	WRITE_STOP = 2,
+	WRITE_INLINE = 3, /* the SDK's probes run inside the target */
 };
 
 /*
