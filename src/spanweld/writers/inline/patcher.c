@@ -651,6 +651,44 @@ static bool stands_in_patch(uint64_t rip)
 	return false;
 }
 
+static bool is_ours(uint64_t address)
+{
+	return address >= order.base && address < order.base + INLINE_PLACE_GUARD;
+}
+
+/*
+ * Whether a signal handler that is running, or about to be left, goes back to such a place. Where it does, the
+ * frame that the kernel made (struct rt_sigframe) has that address, the flags, and then the segments that
+ * user code has. A mere address tells nothing: stacks are full of what was there before.
+ */
+static bool leads_back(uint64_t sp, bool (*to)(uint64_t))
+{
+	static uint64_t words[STACK_SCAN / sizeof(uint64_t)];
+	size_t size = STACK_SCAN;
+
+	/* Stacks end at a page: less and less of it, until it can be read. */
+	while (size >= PAGE && !read_memory(sp, words, size))
+		size = size > 2 * PAGE ? size / 2 : (size > PAGE ? PAGE : 0);
+	if (size < PAGE) {
+		size = PAGE - sp % PAGE;
+		if (!read_memory(sp, words, size))
+			return false;
+	}
+	for (size_t i = 0; i + 2 < size / sizeof(*words); i++)
+		if (to(words[i]) && (words[i + 2] & 0xffff) == USER_CS_64)
+			return true;
+	return false;
+}
+
+/* Rust's own handlers, of stack overflows, interrupt nothing that goes on. */
+static bool handles_signals(void)
+{
+	const uint64_t own = 1ULL << (SIGSEGV - 1) | 1ULL << (SIGBUS - 1);
+	char value[64];
+
+	return !read_status(target, target, "SigCgt", value, sizeof(value)) || strtoull(value, NULL, 16) & ~own;
+}
+
 /* Lets a stopped thread run on, instruction by instruction, until it is past the bytes. */
 static bool move_out(pid_t tid)
 {
@@ -723,13 +761,25 @@ static void collect_waiting(void)
 /* With the breakpoints in place nobody new comes to the bytes behind them; who is there now moves on. */
 static bool clear_entries(void)
 {
+	bool handlers = handles_signals();
+
 	for (unsigned int i = 0; i < nr_threads; i++) {
+		unsigned long arguments[6];
 		struct user_regs_struct regs;
 		pid_t tid = threads[i].tid;
 		struct thread *thread;
+		bool clear = true;
+		uint64_t sp, pc;
+		long call;
 
-		if (threads[i].waits || is_elsewhere(tid))
+		if (threads[i].waits)
 			continue;
+		if (is_elsewhere(tid)) {
+			if (handlers && is_asleep(tid, &call, &sp, &pc, arguments) &&
+			    leads_back(sp, stands_in_patch))
+				return false;
+			continue;
+		}
 		if (!interrupt(tid)) {
 			if (find_thread(tid))
 				return false;
@@ -737,12 +787,14 @@ static bool clear_entries(void)
 			continue;
 		}
 		thread = find_thread(tid);
-		if (thread && !thread->waits && get_registers(tid, &regs) && stands_in_patch(regs.rip) &&
-		    !move_out(tid))
-			return false;
+		if (thread && !thread->waits && get_registers(tid, &regs))
+			clear = (!stands_in_patch(regs.rip) || move_out(tid)) &&
+				(!handlers || !leads_back(regs.rsp, stands_in_patch));
 		thread = find_thread(tid);
 		if (thread && thread->stopped)
 			resume(thread);
+		if (!clear)
+			return false;
 	}
 	return true;
 }
@@ -824,35 +876,6 @@ static void unpatch_all(void)
 
 /* ---- who is still inside */
 
-static bool is_ours(uint64_t address)
-{
-	return address >= order.base && address < order.base + INLINE_PLACE_GUARD;
-}
-
-/*
- * Whether a signal handler that is running, or about to be left, goes back to our code. Where it does, the
- * frame that the kernel made (struct rt_sigframe) has that address, the flags, and then the segments that
- * user code has. A mere address of ours tells nothing: stacks are full of what was there before.
- */
-static bool leads_back(uint64_t sp)
-{
-	static uint64_t words[STACK_SCAN / sizeof(uint64_t)];
-	size_t size = STACK_SCAN;
-
-	/* Stacks end at a page: less and less of it, until it can be read. */
-	while (size >= PAGE && !read_memory(sp, words, size))
-		size = size > 2 * PAGE ? size / 2 : (size > PAGE ? PAGE : 0);
-	if (size < PAGE) {
-		size = PAGE - sp % PAGE;
-		if (!read_memory(sp, words, size))
-			return false;
-	}
-	for (size_t i = 0; i + 2 < size / sizeof(*words); i++)
-		if (is_ours(words[i]) && (words[i + 2] & 0xffff) == USER_CS_64)
-			return true;
-	return false;
-}
-
 static bool calls_in_flight(void)
 {
 	static uint32_t cells[INLINE_SIZE_CELLS][16];
@@ -885,10 +908,10 @@ static bool is_outside(pid_t tid)
 	bool outside;
 
 	if (is_asleep(tid, &call, &sp, &pc, arguments))
-		return !is_ours(pc) && !leads_back(sp);
+		return !is_ours(pc) && !leads_back(sp, is_ours);
 	if (!interrupt(tid) || !get_registers(tid, &regs))
 		return !find_thread(tid);
-	outside = step_out(tid, &regs) && !leads_back(regs.rsp);
+	outside = step_out(tid, &regs) && !leads_back(regs.rsp, is_ours);
 	thread = find_thread(tid);
 	if (thread && thread->stopped)
 		resume(thread);

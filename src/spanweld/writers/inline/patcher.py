@@ -31,6 +31,7 @@ class Patcher:
             command.append("--expect-exec")
         self._target = target
         self._rest = b""
+        self._begun = False
         try:
             self._process = subprocess.Popen(
                 command,
@@ -60,6 +61,7 @@ class Patcher:
     def carry_out(self, order: InlineOrder, patches: Sequence[bytes], code: bytes = b"") -> int:
         """Gives the order; returns for how many nanoseconds a thread was held at most."""
         assert self._process.stdin is not None
+        self._begun = True
         try:
             self._process.stdin.write(INLINE_ORDER.pack(*order) + b"".join(patches) + code)
             self._process.stdin.close()
@@ -71,7 +73,9 @@ class Patcher:
             self.close()
 
     def close(self) -> None:
-        """Waits for its end. A patcher that has begun is never killed: it might leave half of it."""
+        """Waits for its end. One that has begun is never killed: it might leave half of it."""
+        if not self._begun:
+            self._process.kill()
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None and not stream.closed:
                 stream.close()
