@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import selectors
 import sys
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from spanweld import injection
 from spanweld.bpf import events
 from spanweld.bpf.clock import Clock
 from spanweld.bpf.host import Host, look_at_host
@@ -22,25 +24,31 @@ from spanweld.bpf.ring import RingReader
 from spanweld.errors import HostError, SpanweldError, TargetError, UsageError
 from spanweld.exporters import Exporter, make_exporters
 from spanweld.image import SpanArguments
-from spanweld.join import RootLinks
+from spanweld.join import CarriedContexts, RootLinks
 from spanweld.layouts import SdkLayout
 from spanweld.layouts.learned import LearnedLayout, Learner, Sample
 from spanweld.model import Origin, Pid, Resource, Span, SpanKind
 from spanweld.plan import Plan
-from spanweld.probes import REGISTRY
+from spanweld.probes import REGISTRY, tokio_tasks
 from spanweld.probes.declaration import (
     AdoptionChanged,
     ConnectionOpaque,
     Decoder,
+    Instrumentation,
     ManualRoot,
+    OldConnection,
     Place,
     Probe,
+    RequestCarried,
+    SocketLetGo,
     SpanSample,
+    WakesWanted,
 )
+from spanweld.probes.http_client import own_exports
 from spanweld.process.find import is_running
 from spanweld.process.listening import listening_ports
 from spanweld.resource import make_resource, read_host, read_process
-from spanweld.settings import AdoptMode, Settings, WriteMode
+from spanweld.settings import AdoptMode, InjectMode, Propagator, Settings, WriteMode
 from spanweld.writers import Choice, Writer, choose
 from spanweld.writers import kernel as kernel_writer
 from spanweld.writers.stop import writer as stop_writer
@@ -48,11 +56,21 @@ from spanweld.writers.stop import writer as stop_writer
 BPF_OBJECT = Path(__file__).parent / "bpf/objects/spanweld.bpf.o"
 DRAIN_INTERVAL = 0.1
 CLOSE_TIMEOUT = 3.0
+WAKES_UNASKED = 10.0
+"""Seconds for which wakes are followed in a service that may send requests, and has sent none yet."""
 
 _WRITE_NUMBERS = {
     WriteMode.OFF: events.WriteMode.OFF,
     WriteMode.KERNEL: events.WriteMode.KERNEL,
     WriteMode.STOP: events.WriteMode.STOP,
+}
+
+_PROPAGATOR_NUMBERS = {
+    Propagator.TRACECONTEXT: events.Propagator.TRACECONTEXT,
+    Propagator.BAGGAGE: events.Propagator.BAGGAGE,
+    Propagator.B3: events.Propagator.B3,
+    Propagator.B3_MULTI: events.Propagator.B3,
+    Propagator.JAEGER: events.Propagator.JAEGER,
 }
 
 # What the counters say when the agent ends; those not here are no reason for a message.
@@ -71,12 +89,21 @@ _COUNTER_TEXTS = {
     events.Counter.RESPONSE_WITHOUT_REQUEST: "connections had a response without a request",
     events.Counter.TLS: "connections spoke TLS",
     events.Counter.HTTP2: "connections spoke HTTP/2",
+    events.Counter.REQUESTS_BARE: "requests out got no headers: on an older connection, or not as a whole",
+    events.Counter.INJECT_REFUSED: "connections out could not be given headers: the kernel refused them",
+    events.Counter.CARRIED_FULL: "requests' tracestate and baggage were left behind: there were too many",
     events.Counter.ROOTS_UNSAMPLED: "manual roots were left alone: their request is not sampled",
     events.Counter.ROOTS_SIGNAL_BLOCKED: "manual roots were left alone: their thread blocks SIGURG",
     events.Counter.ROOTS_NO_TRACER: "manual roots were left alone: their thread was not traced",
     events.Counter.ROOTS_UNWRITTEN: "manual roots were left alone: their trace id could not be written",
     events.Counter.PARENTS_UNWRITTEN: "adopted roots kept no parent: it could not be written",
+    events.Counter.CAUSE_UNKNOWN: "requests out have no parent: more than one request may have caused them",
     events.Counter.ROOTS_DROPPED: "manual roots were not sampled by the service: their request is",
+}
+
+_LOST_WITHOUT = {
+    tokio_tasks.INSTRUMENTATION.name: "what a request hands on to other tasks is not joined to it",
+    tokio_tasks.WAKES.name: "requests out on connections that are used again have no parent",
 }
 
 
@@ -89,10 +116,15 @@ class Target:
     resource: Resource
     writer: Writer
     pins: PinFolder
+    image: Path
     spans_fd: int
+    carried_fd: int
     span_kinds: Mapping[int, int]
     learner: Learner | None = None
     links: list[tuple[Probe, Link]] = field(default_factory=list)
+    task_links: list[Link] = field(default_factory=list)
+    wake_links: list[Link] = field(default_factory=list)
+    wakes_until: float = math.inf
     pidfd: int = -1
     ended: bool = False
 
@@ -100,6 +132,7 @@ class Target:
 def load_programs(settings: Settings, host: Host) -> tuple[BpfObject, Choice]:
     """Loads every BPF program, with bpf_probe_write_user where it is wanted and allowed.
 
+    What the kernel refuses for the sake of those that inject alone is left out, and says so (``left_out``).
     HostError if the programs are refused, or the write mode that is wanted cannot be had.
     """
     if not BPF_OBJECT.exists():
@@ -117,11 +150,30 @@ def load_programs(settings: Settings, host: Host) -> tuple[BpfObject, Choice]:
 
 
 def _load_object(library: Libbpf, settings: Settings, *, kernel_writes: bool) -> BpfObject:
+    if settings.inject is InjectMode.OFF:
+        return _load_without(library, settings, kernel_writes, "it is off")
+    try:
+        return _load_without(library, settings, kernel_writes, "")
+    except HostError as error:
+        refusal = error
+    try:
+        return _load_without(
+            library, settings, kernel_writes, f"the kernel refused the programs ({refusal.message})"
+        )
+    except HostError:
+        raise refusal from None
+
+
+def _load_without(library: Libbpf, settings: Settings, kernel_writes: bool, no_injection: str) -> BpfObject:
     bpf = BpfObject(library, BPF_OBJECT)
     try:
+        if no_injection:
+            bpf.leave_out(injection.PROGRAMS, injection.MAPS, no_injection)
         bpf.set_constant("kernel_writes", bytes([kernel_writes]))
         bpf.set_constant("excluded_paths", encode_excluded(settings.exclude_paths))
+        bpf.set_constant("propagation", encode_propagation(settings))
         bpf.expect_inner_maps("spans_in_progress")
+        bpf.expect_inner_maps("carried")
         bpf.load()
     except BaseException:
         bpf.close()
@@ -145,9 +197,11 @@ class Agent:
         self._links: list[Link] = []
         self._exporters: list[Exporter] = []
         self._root_links = RootLinks()
+        self._carried = CarriedContexts(settings.baggage_attributes)
         self._object: BpfObject | None = None
         self._ring: RingReader | None = None
         self._keeper: LinkKeeper | None = None
+        self._injection: injection.Injection | None = None
         self._guards_stops = False
         self._host_facts = read_host()
         self._decoders: dict[int, Decoder] = {
@@ -171,7 +225,30 @@ class Agent:
         ring = self._bpf.map("events")
         self._ring = RingReader(ring.fd, ring.max_entries)
         self._selector.register(ring.fd, selectors.EVENT_READ)
+        self._start_injection()
         return choice
+
+    def _start_injection(self) -> None:
+        """Where the user left it to us, a kernel that is not fit for it is no error."""
+        mode = self._settings.inject
+        if mode is InjectMode.OFF or Propagator.TRACECONTEXT not in self._settings.propagators:
+            return
+        why_not = ""
+        try:
+            self._injection = injection.Injection(self._bpf)
+            if mode is InjectMode.AUTO:
+                why_not = self._injection.why_not()
+        except HostError as error:
+            why_not = error.message
+        if not why_not:
+            return
+        if self._injection:
+            self._injection.close()
+            self._injection = None
+        text = f"requests out get no headers: {why_not}"
+        if mode is InjectMode.ON:
+            raise HostError(text, "use --inject off")
+        self._say(text)
 
     def _attach_tracepoints(self, *, for_stop_writer: bool) -> None:
         for instrumentation in REGISTRY:
@@ -200,7 +277,8 @@ class Agent:
             process = replace(process, executable=plan.facts.path, environ=environ)
         pins = PinFolder(pid)
         pins.create()
-        spans = self._bpf.create_inner_map("spans_in_progress", "span_bucket")
+        spans = self._bpf.create_inner_map("spans_in_progress")
+        carried = self._bpf.create_inner_map("carried")
         layout = plan.adopted_layout
         target = Target(
             pid=pid,
@@ -208,7 +286,9 @@ class Agent:
             resource=make_resource(self._settings, process, self._host_facts),
             writer=self._make_writer(pid, mode, starting),
             pins=pins,
+            image=image,
             spans_fd=spans.fd,
+            carried_fd=carried.fd,
             span_kinds={raw: int(kind) for raw, kind in layout.span_kinds.items()} if layout else {},
             learner=Learner() if plan.learns else None,
         )
@@ -216,16 +296,31 @@ class Agent:
         try:
             self._bpf.pin(spans, pins.path / "spans_in_progress")
             self._bpf.map("spans_in_progress").set(_u32(pid), _u32(spans.fd))
+            self._bpf.pin(carried, pins.path / "carried")
+            self._bpf.map("carried").set(_u32(pid), _u32(carried.fd))
             self._start_writer(target)
             self._put_target(target, layout)
+            for port, paths in own_exports(process.environ).items():
+                key = events.OWN_EXPORT_KEY.pack(pid, port)
+                self._bpf.map("own_exports").set(key, encode_own_exports(paths))
             if not starting:
                 listening = self._bpf.map("listening")
                 for port in listening_ports(pid):
                     listening.set(events.LISTENING_KEY.pack(pid, port), b"\1")
+            target.task_links = self._follow(target, tokio_tasks.INSTRUMENTATION)
+            if plan.has_http_client:
+                # Whether it needs them is not known, but the first request out would be too late.
+                self._follow_wakes(target)
+                target.wakes_until = time.monotonic() + WAKES_UNASKED
             # What sees a span begin comes last, and goes first: none begins that is not seen to be built.
             for point in reversed(plan.points):
                 link = self._bpf.attach_uprobe(
-                    point.probe.program, pid, image, point.offset, self._keeper, cookie=point.returns_after
+                    point.probe.program,
+                    pid,
+                    image,
+                    point.offset,
+                    keeper=self._keeper,
+                    cookie=point.cookie,
                 )
                 target.links.insert(0, (point.probe, link))
             target.pidfd = os.pidfd_open(pid)
@@ -240,6 +335,43 @@ class Agent:
         if descriptor is not None:
             self._selector.register(descriptor, selectors.EVENT_READ, target)
         return target
+
+    def _follow(self, target: Target, group: Instrumentation) -> list[Link]:
+        """Attaches a group of what follows the tasks of a target, or says what is lost without it."""
+        why_not = target.plan.why_not(group)
+        if why_not and target.plan.facts.task_id is not None:
+            self._say(f"pid {target.pid}: {_LOST_WITHOUT[group.name]}: {why_not}")
+        return [
+            self._bpf.attach_uprobe(
+                point.probe.program,
+                target.pid,
+                target.image,
+                point.offset,
+                keeper=self._keeper,
+                cookie=point.cookie,
+            )
+            for point in target.plan.points_of(group)
+        ]
+
+    def _follow_wakes(self, target: Target) -> None:
+        if target.wake_links:
+            return
+        try:
+            target.wake_links = self._follow(target, tokio_tasks.WAKES)
+        except HostError as error:
+            if is_running(target.pid):
+                self._say(f"pid {target.pid}: {_LOST_WITHOUT[tokio_tasks.WAKES.name]}: {error.message}")
+            return
+        if target.wake_links:
+            # Only now: of what was missed before, nothing is concluded.
+            self._bpf.map("wakes_followed").set(_u32(target.pid), bytes(8))
+
+    def _leave_wakes(self, target: Target) -> None:
+        target.wakes_until = math.inf
+        self._bpf.map("wakes_followed").delete(_u32(target.pid))
+        for link in target.wake_links:
+            link.detach()
+        target.wake_links.clear()
 
     def _mode_for(self, plan: Plan, choice: Choice) -> WriteMode:
         """How this target is written to: only ``stop`` reaches ids before spans that are built late."""
@@ -276,6 +408,7 @@ class Agent:
     def _encode_target(self, target: Target, layout: SdkLayout | LearnedLayout | None) -> bytes:
         settings = self._settings
         task_id, arguments = target.plan.facts.task_id, target.plan.arguments
+        shows_spans = isinstance(layout, SdkLayout) and layout.shows_spans
         values = dict.fromkeys(events.Target._fields, 0)
         values.update(
             tokio_task_id=task_id.offset_from_fs & (1 << 64) - 1 if task_id else 0,
@@ -292,7 +425,8 @@ class Agent:
             write_mode=_WRITE_NUMBERS[target.writer.mode],
             tracer=target.writer.tracer or 0,
             parent_based=int(settings.sampler.parent_based),
-            wants_manual_spans=int("console" in settings.exports and isinstance(layout, SdkLayout)),
+            inject=int(self._injection is not None),
+            wants_manual_spans=int("console" in settings.exports and shows_spans),
             builds_late=int(target.plan.seen_late),
             context_argument=arguments.context if arguments else 0,
             parent_argument=arguments.parent if arguments else 0,
@@ -302,9 +436,11 @@ class Agent:
         if layout:
             for name in values:
                 if name.startswith("layout_") and not name.startswith("layout_pad"):
-                    # One that was learned has no more than what adoption needs.
+                    # One that was learned, or read from code, may have no more than what adoption needs.
                     value = getattr(layout, name.removeprefix("layout_"), None)
                     values[name] = _LAYOUT_ABSENT.get(name, 0xFFFF) if value is None else value
+            if not shows_spans:
+                values["layout_span_status_size"] = 0
         return events.TARGET.pack(*values.values())
 
     def remove(self, target: Target) -> None:
@@ -312,19 +448,30 @@ class Agent:
         for _, link in target.links:
             link.detach()
         target.links.clear()
+        self._leave_wakes(target)
+        for link in target.task_links:
+            link.detach()
+        target.task_links.clear()
         self._forget(target.writer.fileno())
         report = target.writer.stop()
         if report:
             self._say(f"pid {target.pid}: {report}")
         self._bpf.map("targets").delete(_u32(target.pid))
+        if self._injection:
+            self._injection.let_go(target.pid)
         # What was under way is not followed any more; what had ended before must not be lost.
         self._drain()
         self._bpf.map("spans_in_progress").delete(_u32(target.pid))
+        self._bpf.map("carried").delete(_u32(target.pid))
+        self._bpf.map("open_counts").delete(_u32(target.pid))
+        _delete_of_pid(self._bpf.map("open_requests"), target.pid, events.OPEN_REQUEST_KEY.unpack, 1)
         _delete_of_pid(self._bpf.map("connections"), target.pid, events.CONNECTION_KEY.unpack, 2)
         _delete_of_pid(self._bpf.map("listening"), target.pid, events.LISTENING_KEY.unpack, 0)
-        if target.spans_fd >= 0:
-            os.close(target.spans_fd)
-            target.spans_fd = -1
+        _delete_of_pid(self._bpf.map("own_exports"), target.pid, events.OWN_EXPORT_KEY.unpack, 0)
+        for descriptor in (target.spans_fd, target.carried_fd):
+            if descriptor >= 0:
+                os.close(descriptor)
+        target.spans_fd = target.carried_fd = -1
         target.pins.remove()
         if target.pidfd >= 0:
             self._forget(target.pidfd)
@@ -363,6 +510,9 @@ class Agent:
                 due = now + DRAIN_INTERVAL
                 for exporter in self._exporters:
                     exporter.poll(now)
+            for target in self._targets.values():
+                if now >= target.wakes_until:
+                    self._leave_wakes(target)
             for target in [target for target in self._targets.values() if target.ended]:
                 self.remove(target)
 
@@ -395,15 +545,29 @@ class Agent:
             if isinstance(decoded, Span):
                 if decoded.origin is Origin.AUTOMATIC and decoded.kind is SpanKind.SERVER:
                     decoded = self._root_links.link(decoded)
+                decoded = self._carried.apply(decoded)
                 spans[head.pid].append(decoded)
+            elif isinstance(decoded, RequestCarried):
+                self._carried.add(decoded.server_span_id, decoded.trace_state, decoded.baggage)
             elif isinstance(decoded, ManualRoot):
                 self._root_links.add(decoded.server_span_id, decoded.context)
             elif isinstance(decoded, ConnectionOpaque):
                 self._say_opaque(decoded)
             elif isinstance(decoded, AdoptionChanged):
                 self._adoption_changed(target, decoded)
+            elif isinstance(decoded, WakesWanted):
+                target.wakes_until = math.inf
+                self._follow_wakes(target)
             elif isinstance(decoded, SpanSample):
                 self._learn(target, decoded)
+            elif isinstance(decoded, SocketLetGo):
+                if self._injection:
+                    self._injection.let_socket_go(target.pid, decoded.cookie)
+            elif isinstance(decoded, OldConnection):
+                self._say(
+                    f"pid {target.pid}: requests on connections that it opened before spanweld came "
+                    "carry no headers"
+                )
         for pid, batch in spans.items():
             for exporter in self._exporters:
                 exporter.export(self._targets[pid].resource, batch)
@@ -462,6 +626,9 @@ class Agent:
         """Lets every target go, flushes the exporters and says what was lost; within seconds."""
         for target in list(self._targets.values()):
             self.remove(target)
+        if self._injection is not None:
+            self._injection.close()
+            self._injection = None
         for link in self._links:
             link.detach()
         self._links.clear()
@@ -510,7 +677,7 @@ def encode_excluded(paths: Iterable[str]) -> bytes:
 
     A path is meant exactly (with any query), or, ending in ``*``, as a prefix.
     """
-    patterns: list[tuple[bytes, bytes]] = []
+    patterns: list[bytes] = []
     for path in paths:
         text = path.removesuffix("*").encode()
         if not path.startswith("/") or b"*" in text:
@@ -519,16 +686,43 @@ def encode_excluded(paths: Iterable[str]) -> bytes:
             )
         if len(text) > _EXCLUDED_LENGTH - 1:
             raise UsageError(f"--exclude-path {path!r} is longer than {_EXCLUDED_LENGTH - 1} bytes")
-        # What ends a path in a request target: its end, or the query.
-        for end in (b"",) if path.endswith("*") else (b"\0", b"?"):
-            pattern = text + end
-            patterns.append((pattern, b"\xff" * len(pattern)))
+        patterns += [text] if path.endswith("*") else _exact(text)
     if len(patterns) > _EXCLUDED_MAX:
         raise UsageError("--exclude-path: too many paths", "use prefixes that end in *")
+    return _encode_patterns(patterns, _EXCLUDED_MAX)
+
+
+def encode_own_exports(paths: Iterable[str]) -> bytes:
+    """The target's own export as the programs take it: ``own_exports`` of http_client.bpf.h.
+
+    Of a path that is too long its beginning counts.
+    """
+    patterns: list[bytes] = []
+    for path in dict.fromkeys(paths):
+        text = path.encode()
+        patterns += [text[:_EXCLUDED_LENGTH]] if len(text) >= _EXCLUDED_LENGTH else _exact(text)
+    return _encode_patterns(patterns[:_OWN_EXPORTS_MAX], _OWN_EXPORTS_MAX)
+
+
+def _exact(path: bytes) -> list[bytes]:
+    """A path with what ends it in a request target: its end, or the query."""
+    return [path + b"\0", path + b"?"]
+
+
+def _encode_patterns(patterns: list[bytes], room: int) -> bytes:
+    """struct excluded_path, ``room`` times."""
     return b"".join(
-        pattern.ljust(_EXCLUDED_LENGTH, b"\0") + mask.ljust(_EXCLUDED_LENGTH, b"\0")
-        for pattern, mask in patterns
-    ).ljust(_EXCLUDED_MAX * 2 * _EXCLUDED_LENGTH, b"\0")
+        pattern.ljust(_EXCLUDED_LENGTH, b"\0") + (b"\xff" * len(pattern)).ljust(_EXCLUDED_LENGTH, b"\0")
+        for pattern in patterns
+    ).ljust(room * 2 * _EXCLUDED_LENGTH, b"\0")
+
+
+def encode_propagation(settings: Settings) -> bytes:
+    """OTEL_PROPAGATORS as the programs take it: ``propagation`` of propagation.bpf.h."""
+    places = [0] * events.Propagator.MAX
+    for place, propagator in enumerate(settings.propagators, start=1):
+        places[_PROPAGATOR_NUMBERS[propagator]] = place
+    return bytes([*places, bool(settings.baggage_attributes)])
 
 
 def _parent_is_certain(layout: SdkLayout | LearnedLayout, arguments: SpanArguments | None) -> bool:
@@ -541,6 +735,7 @@ def _parent_is_certain(layout: SdkLayout | LearnedLayout, arguments: SpanArgumen
 
 _EXCLUDED_MAX = 16
 _EXCLUDED_LENGTH = 64
+_OWN_EXPORTS_MAX = 16
 
 
 def _u32(number: int) -> bytes:

@@ -64,7 +64,10 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A finished span. Times are nanoseconds since the Unix epoch."""
+    """A finished span. Times are nanoseconds since the Unix epoch.
+
+    ``server_span_id`` is of the request that it belongs to, as far as that is known of an automatic span.
+    """
 
     name: str
     context: SpanContext
@@ -79,6 +82,7 @@ class Span:
     status_message: str = ""
     links: tuple[Link, ...] = ()
     trace_state: str = ""
+    server_span_id: SpanId | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,24 +13,33 @@ from spanweld.image import (
     Image,
     ImageFacts,
     Language,
-    SdkFunctions,
     SpanArguments,
     examine,
+    find_new_task_ids,
     find_returns,
-    find_sdk_functions,
     find_span_arguments,
+    find_wakers,
     first_instruction,
     locate,
+    sdk_functions,
 )
 from spanweld.image.symbols import contains_name
 from spanweld.layouts import SdkLayout
 from spanweld.model import FileOffset
-from spanweld.probes import REGISTRY, otel_sdk
-from spanweld.probes.declaration import Place, Probe, Release, Seen, release_of
+from spanweld.probes import REGISTRY, otel_sdk, tokio_tasks
+from spanweld.probes.declaration import Instrumentation, Place, Probe, Release, Seen, release_of
 
 # Runtimes whose tasks are not followed: what is on a thread is no hint to the request then.
 _OTHER_RUNTIMES = ("async-std", "smol", "monoio", "glommio", "tokio-uring", "compio", "async-global-executor")
 
+# What drives connections in tasks of their own.
+_HTTP_CLIENTS = ("reqwest", "awc")
+_HTTP_CLIENT_NAMES = (b"hyper_util6client6legacy", b"hyper6client4conn")
+
+# All but what follows tasks, which manual spans can do without.
+_OF_SPANS = tuple(
+    group for group in REGISTRY if group not in (tokio_tasks.INSTRUMENTATION, tokio_tasks.WAKES)
+)
 NO_OTHER_GENERATORS = "roots with ids by another generator than the SDK's are left alone"
 
 
@@ -38,15 +47,15 @@ NO_OTHER_GENERATORS = "roots with ids by another generator than the SDK's are le
 class AttachPoint:
     """A probe and the place in the image where its program goes; ``instruction`` is what stands there.
 
-    ``returns_after``: how many bytes further on the call returns that is meant, of those of the function;
-    0: every call is.
+    ``cookie`` is a number that the program is given there: of a task's new id, its register; of a generator,
+    how many bytes further on the call returns that is meant, of those of the function (0: every call is).
     """
 
     probe: Probe
     function: Function
     offset: FileOffset
     instruction: str
-    returns_after: int = 0
+    cookie: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +79,10 @@ class Plan:
     ``arguments`` are those of build_recording_span where spans are seen there and its code tells.
     ``seen_late``: what is known of a span before its end are its ids, either since ``tracing`` spans
     are built when they end, or since only what processors are given at its end can be seen. ``learns``: with
-    no layout, it is learned in the process, and until then nothing is adopted. ``knows_generators``: id
-    generators of the service's own are found as well as the SDK's.
+    no layout, it is learned in the process, and until then nothing is adopted. ``tasks`` are the probes that
+    follow tasks, which is a matter of its own. ``has_http_client``: it may send requests by connections
+    that it uses again, if only those of its exporter. ``knows_generators``: id generators
+    of the service's own are found as well as the SDK's.
     """
 
     facts: ImageFacts
@@ -83,6 +94,8 @@ class Plan:
     why_no_adoption: str
     seen_late: bool
     learns: bool = False
+    tasks: tuple[ProbePlan, ...] = ()
+    has_http_client: bool = False
     knows_generators: bool = True
 
     @property
@@ -91,6 +104,17 @@ class Plan:
         if self.why_no_adoption:
             return ()
         return tuple(point for plan in self.probes for point in plan.points)
+
+    def why_not(self, group: Instrumentation) -> str:
+        """Why the probes of a group in ``tasks`` have no place; empty if they have."""
+        return _first_reason(plan for plan in self.tasks if plan.instrumentation == group.name)
+
+    def points_of(self, group: Instrumentation) -> tuple[AttachPoint, ...]:
+        """Where the programs of a group in ``tasks`` go."""
+        if self.why_not(group):
+            return ()
+        plans = (plan for plan in self.tasks if plan.instrumentation == group.name)
+        return tuple(point for plan in plans for point in plan.points)
 
     @property
     def adopted_layout(self) -> SdkLayout | None:
@@ -116,8 +140,8 @@ def plan_for(image: Image, facts: ImageFacts) -> Plan:
     why = _why_not_rust(facts) or _why_unknown(versions, release)
     why = why or _why_tasks_are_unknown(image, facts)
     # What is not known is taken for the newest.
-    known = None if facts.has_symbols else find_sdk_functions(image)
-    ways = list(_ways(image, release or Release(sys.maxsize, 0), layout, known))
+    known = None if facts.has_symbols else sdk_functions(image)
+    ways = list(_ways(image, release or Release(sys.maxsize, 0), layout))
     why = why or next((way.contradiction for way in ways if way.contradiction), "")
     way = next((way for way in ways if not way.why_not), ways[0])
     seen_late = way.seen is Seen.EXPORTED or otel_sdk.builds_late(facts.crates)
@@ -138,6 +162,8 @@ def plan_for(image: Image, facts: ImageFacts) -> Plan:
         why_no_adoption=why or way.why_not,
         seen_late=seen_late,
         learns=learns and not why and not way.why_not,
+        tasks=_place_on_tasks(image, facts),
+        has_http_client=_has_http_client(image, facts),
         knows_generators=known is None or known.other_generators is not None,
     )
 
@@ -157,10 +183,8 @@ class _Way:
     contradiction: str = ""
 
 
-def _ways(
-    image: Image, release: Release, layout: SdkLayout | str, known: SdkFunctions | None
-) -> Iterator[_Way]:
-    functions = locate(image, _symbols(release, (Seen.BUILT, Seen.RETURNED)), known)
+def _ways(image: Image, release: Release, layout: SdkLayout | str) -> Iterator[_Way]:
+    functions = locate(image, _symbols(release, (Seen.BUILT, Seen.RETURNED)))
     found = False
     if release >= otel_sdk.BUILDS_APART:
         probes = _place(image, release, Seen.BUILT, functions)
@@ -176,7 +200,7 @@ def _ways(
     exported = layout.of_exported_data() if isinstance(layout, SdkLayout) else layout
     data = layout.exported_data if isinstance(layout, SdkLayout) else None
     wanted = _symbols(release, (Seen.EXPORTED,)) - functions.keys()
-    functions = {**functions, **locate(image, wanted, known, data)}
+    functions = {**functions, **locate(image, wanted, data)}
     probes = _place(image, release, Seen.EXPORTED, functions)
     why_not = _first_reason(probes) or ("" if exported else "the layout of exported spans is not known")
     yield _Way(Seen.EXPORTED, probes, exported or layout, None, why_not)
@@ -185,7 +209,7 @@ def _ways(
 def _symbols(release: Release, ways: Iterable[Seen]) -> set[str]:
     return {
         probe.symbol
-        for instrumentation in REGISTRY
+        for instrumentation in _OF_SPANS
         for probe in instrumentation.probes
         if probe.symbol and any(probe.fits(release, seen) for seen in ways)
     }
@@ -255,7 +279,7 @@ def _place(
 ) -> tuple[ProbePlan, ...]:
     """Every probe that is needed where spans are seen so, with its places or the reason why not."""
     plans = []
-    for instrumentation in REGISTRY:
+    for instrumentation in _OF_SPANS:
         for probe in instrumentation.probes:
             if not probe.fits(release, seen):
                 continue
@@ -270,6 +294,50 @@ def _place(
                     reason = places
             plans.append(ProbePlan(instrumentation.name, probe, () if reason else tuple(points), reason))
     return tuple(plans)
+
+
+def _place_on_tasks(image: Image, facts: ImageFacts) -> tuple[ProbePlan, ...]:
+    """The probes that follow tasks, with their places or the reason why not."""
+    group, wakes = tokio_tasks.INSTRUMENTATION, tokio_tasks.WAKES
+    why = _why_not_rust(facts)
+    if not why and facts.task_id is None:
+        why = f"tokio's task id is not known: {facts.task_id_reason}"
+    ids = why or find_new_task_ids(image)
+    points: tuple[AttachPoint, ...] = ()
+    if not isinstance(ids, str):
+        points = tuple(
+            AttachPoint(
+                tokio_tasks.TASK_SPAWNED, place.function, place.offset, place.instruction, place.register
+            )
+            for place in ids
+        )
+    plans = [
+        ProbePlan(group.name, probe, (), None)
+        if probe.place is Place.TRACEPOINT
+        else ProbePlan(group.name, probe, points, ids if isinstance(ids, str) else None)
+        for probe in group.probes
+    ]
+    wakers = why or _why_wakes_say_nothing(facts) or find_wakers(image)
+    for number, probe in enumerate(wakes.probes):
+        places = wakers if isinstance(wakers, str) else _points(image, probe, wakers[number])
+        if isinstance(places, str):
+            plans.append(ProbePlan(wakes.name, probe, (), places))
+        else:
+            plans.append(ProbePlan(wakes.name, probe, tuple(places), None))
+    return tuple(plans)
+
+
+def _has_http_client(image: Image, facts: ImageFacts) -> bool:
+    if any(facts.crates.get(crate) for crate in _HTTP_CLIENTS):
+        return True
+    return facts.has_symbols and any(contains_name(image, name) for name in _HTTP_CLIENT_NAMES)
+
+
+def _why_wakes_say_nothing(facts: ImageFacts) -> str:
+    releases = [release_of(version) for version in facts.crates.get("tokio", ())]
+    if any(release is not None and release < tokio_tasks.OLDEST_WITH_WAKES for release in releases):
+        return f"a task of tokio before {tokio_tasks.OLDEST_WITH_WAKES} does not say where its id is"
+    return ""
 
 
 def _points(image: Image, probe: Probe, function: Function) -> list[AttachPoint] | str:

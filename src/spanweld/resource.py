@@ -35,7 +35,10 @@ AGENT_NAME = "spanweld"
 # Semantic conventions, service.instance.id: the namespace for UUIDs made from an inherent id.
 _INSTANCE_NAMESPACE = uuid.UUID("4d63009a-8d0f-11ee-aad7-4c796ed8e320")
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
-_TARGET_VARIABLES = ("OTEL_SERVICE_NAME", "OTEL_RESOURCE_ATTRIBUTES")
+_TARGET_VARIABLES = (
+    *("OTEL_SERVICE_NAME", "OTEL_RESOURCE_ATTRIBUTES", "OTEL_EXPORTER_OTLP_ENDPOINT"),
+    *(f"OTEL_EXPORTER_OTLP_{signal}_ENDPOINT" for signal in ("TRACES", "LOGS", "METRICS")),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +58,7 @@ class ProcessFacts:
     """A target's part. ``start_ticks`` (clock ticks since boot) tells it from others of its pid.
 
     ``rustc_version`` is the compiler's version from the image; ``environ`` holds at least the
-    target's OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES where it has them.
+    target's OTEL_SERVICE_NAME, OTEL_RESOURCE_ATTRIBUTES and endpoints of OTLP where it has them.
     """
 
     pid: Pid

@@ -40,11 +40,29 @@ class AdoptMode(Enum):
     SERVER = "server"
 
 
+class InjectMode(Enum):
+    """Whether requests out get headers; AUTO: where this kernel was tried and found fit for it."""
+
+    AUTO = "auto"
+    ON = "on"
+    OFF = "off"
+
+
 class OtlpProtocol(Enum):
     """Values of OTEL_EXPORTER_OTLP_PROTOCOL that are spoken."""
 
     GRPC = "grpc"
     HTTP_PROTOBUF = "http/protobuf"
+
+
+class Propagator(Enum):
+    """Values of OTEL_PROPAGATORS that are known; ``b3`` and ``b3multi`` read the same headers."""
+
+    TRACECONTEXT = "tracecontext"
+    BAGGAGE = "baggage"
+    B3 = "b3"
+    B3_MULTI = "b3multi"
+    JAEGER = "jaeger"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,15 +113,22 @@ class OtlpSettings:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """All that a run of the agent is told. ``exports`` holds ``console``, ``otlp`` or ``json:FILE``."""
+    """All that a run of the agent is told. ``exports`` holds ``console``, ``otlp`` or ``json:FILE``.
+
+    ``propagators`` are in the order in which they are asked: the last that finds a span context wins.
+    ``baggage_attributes`` are keys of baggage, or ``*`` for all.
+    """
 
     exports: tuple[str, ...] = ("console",)
     write: WriteMode = WriteMode.AUTO
     adopt: AdoptMode = AdoptMode.ACTIVE
+    inject: InjectMode = InjectMode.AUTO
     exclude_paths: tuple[str, ...] = ()
     service_name: str | None = None
     resource_attributes: Mapping[str, str] = field(default_factory=dict)
     sampler: SamplerSettings = SamplerSettings()
+    propagators: tuple[Propagator, ...] = (Propagator.TRACECONTEXT, Propagator.BAGGAGE)
+    baggage_attributes: frozenset[str] = frozenset()
     batch: BatchSettings = BatchSettings()
     otlp: OtlpSettings = OtlpSettings()
 
@@ -168,6 +193,33 @@ def sampler_from_environment(environ: Mapping[str, str]) -> SamplerSettings:
             "use always_on, always_off, traceidratio, or one of these with parentbased_ before it",
         )
     return SamplerSettings(ratio=ratio, parent_based=base != name)
+
+
+def propagators_from_environment(environ: Mapping[str, str]) -> tuple[Propagator, ...]:
+    """OTEL_PROPAGATORS, each once; an unknown one is an error: a trace that ends here would be found late."""
+    names = [name.strip() for name in environ.get("OTEL_PROPAGATORS", "").split(",")]
+    names = [name for name in names if name]
+    if not names:
+        return Settings().propagators
+    if names == ["none"]:
+        return ()
+    known = [propagator.value for propagator in Propagator]
+    for name in names:
+        if name == "none":
+            raise UsageError(
+                "OTEL_PROPAGATORS: 'none' is not alone", "use none by itself, or leave it out of the list"
+            )
+        if name not in known:
+            raise UsageError(f"OTEL_PROPAGATORS: {name!r} is not known", f"use {', '.join(known)}, or none")
+    return tuple(Propagator(name) for name in dict.fromkeys(names))
+
+
+def parse_baggage_attributes(text: str) -> frozenset[str]:
+    """``--baggage-attributes``: keys of baggage, separated by commas, or ``*`` for all."""
+    keys = frozenset(key.strip() for key in text.split(",") if key.strip())
+    if "*" in keys and len(keys) > 1:
+        raise UsageError("--baggage-attributes: '*' is not alone", "use * by itself, or name the keys")
+    return keys
 
 
 def batch_from_environment(environ: Mapping[str, str], problem: Problem = refuse) -> BatchSettings:

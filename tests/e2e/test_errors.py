@@ -34,6 +34,7 @@ from tests.support.remains import (
 from tests.support.services import Service, binary
 from tests.support.steady import Request, SteadyLoad
 from tests.support.traces import assert_child, manual_spans, server_spans, wrong
+from tests.support.unknown import of_unknown_version
 
 pytestmark = pytest.mark.root
 
@@ -437,19 +438,18 @@ def test_stripped_build_in_which_no_generator_is_certain(tmp_path: Path) -> None
 
 
 @pytest.fixture(scope="module")
-def of_unknown_version(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The lab with another version of the SDK in its paths, which nobody has seen."""
-    code = binary("lab", "release").read_bytes()
-    version = b"opentelemetry_sdk-0.31.0"
-    assert version in code
-    path = tmp_path_factory.mktemp("unknown") / "lab"
-    return executable(path, code.replace(version, b"opentelemetry_sdk-0.99.0"))
+def to_be_learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The lab with a version of the SDK that nobody has seen, whose code does not tell its layout."""
+    return of_unknown_version(
+        binary("lab", "release"), tmp_path_factory.mktemp("unknown") / "lab", tells=False
+    )
 
 
 def places_of_lab() -> set[tuple[str, str]]:
     """What can be learned of the lab's layout, by the database."""
     layout = make_plan(binary("lab", "release")).layout
     assert isinstance(layout, SdkLayout)
+    assert layout.span_end_seconds is not None
     places = {
         "trace id": layout.span_context + layout.context_trace_id,
         " span id": layout.span_context + layout.context_span_id,
@@ -460,11 +460,11 @@ def places_of_lab() -> set[tuple[str, str]]:
     return {(name, hex(place)) for name, place in places.items()}
 
 
-def test_version_of_the_sdk_that_is_not_known_yet(of_unknown_version: Path) -> None:
+def test_version_of_the_sdk_that_is_not_known_yet(to_be_learned: Path) -> None:
     """Its layout is learned of its spans: nothing is adopted before, and every root after."""
     with OtlpReceiver() as receiver:
         environ = {"OTEL_EXPORTER_OTLP_ENDPOINT": receiver.http_endpoint, **SOON}
-        with Service(of_unknown_version, environ=environ) as service:
+        with Service(to_be_learned, environ=environ) as service:
             with attach(service.pid, "--export", "otlp", environ=environ) as agent:
                 ready = agent.messages.wait_for("ready (pid")
                 assert "opentelemetry_sdk 0.99.0 are adopted once their layout is learned" in ready
@@ -501,11 +501,11 @@ def test_version_of_the_sdk_that_is_not_known_yet(of_unknown_version: Path) -> N
     assert any(span.parent_span_id == server.span_id for span in manual_spans(spans, certain.stop))
 
 
-def test_layout_that_cannot_be_learned(of_unknown_version: Path) -> None:
+def test_layout_that_cannot_be_learned(to_be_learned: Path) -> None:
     """Of roots alone nobody learns where the parent is."""
     with OtlpReceiver() as receiver:
         environ = {"OTEL_EXPORTER_OTLP_ENDPOINT": receiver.http_endpoint, **SOON}
-        with Service(of_unknown_version, environ=environ) as service:
+        with Service(to_be_learned, environ=environ) as service:
             with attach(service.pid, "--export", "otlp", environ=environ) as agent:
                 with SteadyLoad(service.address, Request("/roots/{n}"), 16) as load:
                     said = agent.messages.wait_for("could not be learned", 60)
@@ -513,7 +513,7 @@ def test_layout_that_cannot_be_learned(of_unknown_version: Path) -> None:
                     load.stop()
                 assert "learned: 0 children of local spans were seen, of 2000 spans: manual spans" in said
                 assert "are left alone; automatic spans go on" in said
-                wait_until(lambda: not probed(service.pid, of_unknown_version), "all probes are off")
+                wait_until(lambda: not probed(service.pid, to_be_learned), "all probes are off")
                 assert agent.stop() == 0
             assert service.stop() == 0
         spans = receiver.spans

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Fuzzes the HTTP server programs on the host, under sanitizers.
+"""Fuzzes the HTTP programs on the host, under sanitizers.
 
     python tests/hostbpf/fuzz.py --seconds 600
 
@@ -27,11 +27,21 @@ SOURCES = ("host.c", "programs.c", "http.c", "fuzz_http.c")
 # As in fuzz_http.c.
 IN, OUT, IN_VECTOR, OUT_VECTOR, SENDFILE, CONTROL = range(6)
 REOPEN, SHUTDOWN, DUP, DUP2, WAIT, THREAD, TASK, FAULT = range(8)
-WITH_TASKS, WITH_DISCOVERY, WITH_SMALL_MAPS, WITH_FAULTS = 1, 2, 4, 8
+WITH_TASKS, WITH_DISCOVERY, WITH_SMALL_MAPS, WITH_FAULTS, AS_CLIENT, WITH_PROPAGATORS = 1, 2, 4, 8, 16, 32
 
 _GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 _OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 _CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n5;a=b\r\nhello\r\n0\r\nA: b\r\n\r\n"
+
+_CONTEXT = (
+    b"GET / HTTP/1.1\r\ntraceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01\r\n"
+    b"tracestate: a=1 , b@c=2,,\r\nbaggage: k=v;p=q, l = %20\r\ntracestate: d=3\r\n\r\n"
+)
+_OTHER_CONTEXT = (
+    b"GET / HTTP/1.1\r\nb3: 0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-1\r\nX-B3-Sampled: 1\r\n"
+    b"X-B3-TraceId: 0af7651916cd43dd\r\nX-B3-SpanId: b7ad6b7169203331\r\nX-B3-Flags: 1\r\n"
+    b"uber-trace-id: 0af7651916cd43dd%3Ab7ad6b71:0:1\r\n\r\n"
+)
 
 Step = tuple[int, bytes]
 
@@ -58,6 +68,12 @@ CONVERSATIONS: tuple[tuple[Step, ...], ...] = (
         ),
         (OUT, _OK),
     ),
+    ((IN, _CONTEXT), (OUT, _OK), (IN, _OTHER_CONTEXT), (OUT, _OK)),
+    ((IN, _CONTEXT * 2), (OUT, _OK), (OUT, _OK)),
+    (
+        (IN, b"GET / HTTP/1.1\r\nbaggage: " + b"k=v," * 150 + b"\r\ntracestate: a=" + b"1" * 500),
+        (IN, b"\r\n\r\n"),
+    ),
     ((IN, b"POST / HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n"), (OUT, _OK)),
     ((IN, b"\x16\x03\x01\x02\x00\x01"), (OUT, b"\x16\x03\x03\x00")),
     ((IN, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"),),
@@ -73,6 +89,14 @@ WORDS = (
         b"Host: ",
         b"User-Agent: ",
         b"traceparent: ",
+        b"tracestate: ",
+        b"baggage: ",
+        b"b3: ",
+        b"X-B3-TraceId: ",
+        b"X-B3-SpanId: ",
+        b"uber-trace-id: ",
+        b"key=value;property,",
+        b":b7ad6b7169203331%3A0:1",
         b"Upgrade: ",
         b"\r\n",
         b"\r\n\r\n",
@@ -101,13 +125,20 @@ def seeds() -> Iterator[bytes]:
     for steps in CONVERSATIONS:
         for piece in (255, 24, 1):
             yield encode(0, steps, piece)
-        for settings in (WITH_TASKS, WITH_DISCOVERY, WITH_SMALL_MAPS, WITH_FAULTS):
+            yield encode(AS_CLIENT, steps, piece)
+        for settings in (WITH_TASKS, WITH_DISCOVERY, WITH_SMALL_MAPS, WITH_FAULTS, WITH_PROPAGATORS):
             yield encode(settings, steps, 255)
+            yield encode(settings | AS_CLIENT, steps, 255)
         for kind in range(8):
-            control = bytes([CONTROL | kind << 5, 3])
-            whole = encode(WITH_FAULTS, steps, 60)
-            first = 1 + 2 + whole[2]
-            yield whole[:first] + control + whole[first:]
+            yield _with_control(encode(WITH_FAULTS | WITH_PROPAGATORS, steps, 60), kind, 3)
+            # Of SHUTDOWN: a read that ends or fails, in five ways.
+            yield _with_control(encode(AS_CLIENT, steps, 60), SHUTDOWN, 128 | kind << 3)
+
+
+def _with_control(whole: bytes, kind: int, argument: int) -> bytes:
+    """The same with something between the first transfer and the second."""
+    first = 1 + 2 + whole[2]
+    return whole[:first] + bytes([CONTROL | kind << 5, argument]) + whole[first:]
 
 
 def fuzz(

@@ -8,6 +8,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "carried.h"
 #include "counters.h"
 #include "spans_in_progress.h"
 #include "target.h"
@@ -357,7 +358,7 @@ void host_leave(void)
 /* ---- targets and their spans in progress */
 
 /* Inner maps are large, so they are used again after host_reset(). */
-static struct host_map *inner_maps[4];
+static struct host_map *inner_maps[4], *carried_maps[4];
 static int nr_inner_maps, inner_maps_in_use;
 
 struct target *host_target(__u32 pid, const struct target *target)
@@ -366,9 +367,13 @@ struct target *host_target(__u32 pid, const struct target *target)
 
 	if (inner_maps_in_use == 4)
 		host_fail("too many targets");
-	if (inner_maps_in_use == nr_inner_maps)
+	if (inner_maps_in_use == nr_inner_maps) {
+		carried_maps[nr_inner_maps] = add_map("(carried of a target)", NULL, BPF_MAP_TYPE_HASH,
+						      CARRIED_MAX, sizeof(__u64), sizeof(struct carried));
 		inner_maps[nr_inner_maps++] = add_map("(spans of a target)", NULL, BPF_MAP_TYPE_ARRAY,
 						      SPANS_BUCKETS, sizeof(__u32), sizeof(struct span_bucket));
+	}
+	host_map_update("carried", &pid, &carried_maps[inner_maps_in_use]);
 	inner = inner_maps[inner_maps_in_use++];
 	host_map_update("spans_in_progress", &pid, &inner);
 	host_map_update("targets", &pid, target);
@@ -388,6 +393,26 @@ struct span_bucket *host_bucket(__u32 pid, __u64 key)
 	__u32 index = spans_bucket_of(key);
 
 	return inner ? lookup(inner, &index) : NULL;
+}
+
+static struct host_map *carried_map(__u32 pid)
+{
+	return *(struct host_map **)host_map_lookup("carried", &pid);
+}
+
+__u32 host_carried_count(__u32 pid)
+{
+	return carried_map(pid)->entries;
+}
+
+struct carried *host_carried(__u32 pid, __u64 span_id)
+{
+	return lookup(carried_map(pid), &span_id);
+}
+
+void host_carried_limit(__u32 pid, __u32 max_entries)
+{
+	carried_map(pid)->limit = max_entries;
 }
 
 static void look_at_slots(__u32 pid, __u32 *slots, __u32 *frames)

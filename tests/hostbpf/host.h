@@ -30,6 +30,9 @@ struct host {
 	__u64 fail_ring;
 	bool fail_every_ring;
 	bool fail_signal;
+	bool fail_setsockopt;
+	__u64 fail_message; /* of bpf_msg_pull_data, bpf_msg_push_data and bpf_msg_pop_data */
+	__u64 fail_message_too;
 	bool fail_write_user;
 
 	/* As if another thread had unmapped it just now: what of a transfer cannot be read. */
@@ -44,6 +47,7 @@ struct host {
 	__u64 signals;
 	__u32 last_signal;
 	__u64 steps; /* of bpf_loop */
+	__u64 messages; /* pulls, pushes and pops */
 
 	/* Runs instead of the read of target memory number `hook_at`, just before it. */
 	void (*hook)(void);
@@ -66,7 +70,7 @@ void host_map_update(const char *name, const void *key, const void *value);
 void host_map_delete(const char *name, const void *key);
 __u64 host_count(__u32 cause); /* of the map `counters` */
 
-/* Makes a process a target: its entry in `targets` and its own map of spans in progress. */
+/* Makes a process a target: its entry in `targets` and its own maps. */
 struct target;
 struct target *host_target(__u32 pid, const struct target *target);
 
@@ -77,10 +81,19 @@ __u32 host_live_slots(__u32 pid);
 __u32 host_live_frames(__u32 pid);
 bool host_is_active(__u32 pid, __u64 key, struct active_spans *found);
 
+/* What a target's requests under way have brought, by server span id. */
+struct carried;
+__u32 host_carried_count(__u32 pid);
+struct carried *host_carried(__u32 pid, __u64 span_id);
+void host_carried_limit(__u32 pid, __u32 max_entries);
+
 /* The operations on spans in progress, as the programs call them. */
 struct span_frame;
 void host_push_span(__u32 pid, __u64 key, struct span_frame *frame);
 void host_end_span(__u32 pid, __u64 key, __u64 span_id);
+
+/* Whether that task reads and writes the running process's connection for others. */
+bool host_is_driver(int fd, __u64 task_key);
 
 /* Sets a `const volatile` setting of the programs, as libbpf does before it loads them. */
 void host_set_constant(const volatile void *address, const void *value, size_t size);
@@ -153,6 +166,8 @@ struct host_socket {
 
 extern const struct host_socket host_tcp; /* 127.0.0.1:8080 from 10.0.0.7:40000 */
 
+struct host_event;
+
 /* A descriptor that is no news to the programs: open before they came, or made by socket(2). */
 void host_open(int fd, const struct host_socket *socket);
 void host_open_file(int fd);
@@ -162,6 +177,22 @@ bool host_is_open(int fd);
 
 void sys_accept(int fd, const struct host_socket *socket);
 void sys_accept_old(int fd, const struct host_socket *socket); /* accept(2) */
+/* connect(2) of a new socket, which becomes `socket`; with its result, that of one that is open. */
+void sys_connect(int fd, const struct host_socket *socket, long result);
+/* connect(2) of a socket of TCP, in the callbacks that it has besides. */
+void sys_connect_tcp(int fd, const struct host_socket *socket);
+#define SEND_ALL (~0UL)
+#define SEND_DROPPED (-13L)
+/*
+ * sendmsg(2) on it, of one message. The kernel keeps its bytes in pieces, of which the first has `first`; the
+ * socket takes `room` bytes of what becomes of it, the rest is given up. Returns what the target is told; what
+ * the peer gets is added to host_wire().
+ */
+long sys_send_tcp(int fd, const void *bytes, size_t size, size_t first, size_t room);
+struct host_event host_wire(int fd);
+/* The state of the socket. */
+void host_send_buffer(int fd, int size, int queued, __u32 lowat);
+void host_skip_sequence(int fd, __u32 bytes); /* bytes went out by a call that nobody follows */
 void sys_close(int fd);
 void sys_shutdown(int fd, int how);
 void sys_dup(int fd, int to);
@@ -178,6 +209,8 @@ void sys_thread_exit(void);
  * the pieces hold is readable to the programs for the call's time, and nothing else is.
  */
 void sys_transfer(enum host_call call, int fd, const struct host_piece *pieces, size_t nr, long result, int flags);
+/* Nothing was: `result` is minus an error, or 0. */
+void sys_transfer_fails(enum host_call call, int fd, long result);
 
 /* ---- its probed functions */
 
@@ -202,9 +235,22 @@ void host_probe(enum host_probe probe, const struct host_registers *registers);
 void sys_epoll_wait_returns(int number, long result);
 void host_signal_generated(int signal, __u32 pid, __u32 tid, bool is_for_process, int result);
 
+/* The running task or thread begins a task, a thread, a process; it wakes the task with this header. */
+void host_spawns(__u64 id);
+void host_starts_thread(__u32 tid);
+void host_starts_process(__u32 pid);
+void host_wakes(const void *header);
+
+/* What the programs ask of each other. */
+int host_cause_by_tasks(__u32 pid, __u64 task_key, __u32 sender, struct active_spans *found);
+void host_reset_wakes(__u32 pid, __u64 driver);
+bool host_finds_context(__u32 pid, __u64 task_key, struct active_spans *found);
+
 /* The programs' settings. */
 void host_exclude_path(unsigned index, const char *path, bool prefix);
 void host_kernel_writes(bool allowed);
+struct propagation;
+void host_propagation(const struct propagation *settings); /* host_reset() sets the default's */
 
 /* ---- between host.c and programs.c */
 

@@ -98,17 +98,17 @@ static const struct event_head *head_of(__u32 index)
 	return event.bytes;
 }
 
-struct server_span_event span_event(__u32 index)
+static struct server_span_event event_of(__u32 kind, __u32 index)
 {
 	struct server_span_event span = {};
 
 	for (__u32 i = 0; i < host_events(); i++) {
 		struct host_event event = host_event(i);
 
-		if (head_of(i)->kind != EVENT_SERVER_SPAN || index--)
+		if (head_of(i)->kind != kind || index--)
 			continue;
 		if (event.size > sizeof(span))
-			host_fail("a server span event that is too long");
+			host_fail("a span event that is too long");
 		memcpy(&span, event.bytes, event.size);
 		CHECK_EQUAL(event.size, offsetof(struct server_span_event, target) + span.target_length);
 		CHECK_EQUAL(span.head.pid, host_pid());
@@ -119,16 +119,36 @@ struct server_span_event span_event(__u32 index)
 		CHECK(span.trace_id_low || span.trace_id_high);
 		return span;
 	}
-	test_fail(__FILE__, __LINE__, "there is no such server span event");
+	test_fail(__FILE__, __LINE__, "there is no such span event");
 }
 
-__u32 span_events(void)
+static __u32 events_of(__u32 kind)
 {
 	__u32 spans = 0;
 
 	for (__u32 i = 0; i < host_events(); i++)
-		spans += head_of(i)->kind == EVENT_SERVER_SPAN;
+		spans += head_of(i)->kind == kind;
 	return spans;
+}
+
+struct server_span_event span_event(__u32 index)
+{
+	return event_of(EVENT_SERVER_SPAN, index);
+}
+
+__u32 span_events(void)
+{
+	return events_of(EVENT_SERVER_SPAN);
+}
+
+struct server_span_event client_event(__u32 index)
+{
+	return event_of(EVENT_CLIENT_SPAN, index);
+}
+
+__u32 client_events(void)
+{
+	return events_of(EVENT_CLIENT_SPAN);
 }
 
 __u32 opaque_reason(void)
@@ -159,6 +179,8 @@ void check_clean(const char *file, int line)
 		test_fail(file, line, "%u connections are left", host_map_count("connections"));
 	if (host_map_count("queued_requests"))
 		test_fail(file, line, "%u queued requests are left", host_map_count("queued_requests"));
+	if (host_carried_count(PID))
+		test_fail(file, line, "what %u requests brought is left", host_carried_count(PID));
 	if (host_live_slots(PID))
 		test_fail(file, line, "%u slots are left", host_live_slots(PID));
 }
@@ -214,6 +236,7 @@ static const char *const call_names[CALL_MAX] = {
 struct conversation {
 	const char *file;
 	int line;
+	bool is_client;
 	const struct step *steps;
 	size_t nr_steps;
 	const struct want *wanted;
@@ -226,19 +249,25 @@ static void play(const struct conversation *c, const struct delivery *delivery)
 	test_case("step %zu cut at %zu%s, pieces of %zu, %s and %s", delivery->step, delivery->cut,
 		  delivery->as_vector ? " as a vector" : "", delivery->piece, call_names[delivery->in],
 		  call_names[delivery->out]);
-	http_start_connected();
+	http_start();
+	if (c->is_client)
+		sys_connect(FD, &host_tcp, 0);
+	else
+		sys_accept(FD, &host_tcp);
 	for (size_t i = 0; i < c->nr_steps; i++)
 		deliver(delivery, &c->steps[i], i);
 	sys_close(FD);
 	check_clean(c->file, c->line);
-	if (span_events() != c->nr_wanted)
-		test_fail(c->file, c->line, "%u spans, expected %zu", span_events(), c->nr_wanted);
+	if (span_events() != (c->is_client ? 0 : c->nr_wanted) ||
+	    client_events() != (c->is_client ? c->nr_wanted : 0))
+		test_fail(c->file, c->line, "%u server spans, %u client spans, expected %zu", span_events(),
+			  client_events(), c->nr_wanted);
 	if (opaque_reason() != c->reason)
 		test_fail(c->file, c->line, "opaque for %u, expected %u", opaque_reason(), c->reason);
 	if (!c->reason)
 		check_no_drops(c->file, c->line);
 	for (__u32 i = 0; i < c->nr_wanted; i++) {
-		struct server_span_event span = span_event(i);
+		struct server_span_event span = c->is_client ? client_event(i) : span_event(i);
 		const struct want *want = &c->wanted[i];
 
 		check_text(c->file, c->line, span.target, span.target_length, want->target);
@@ -250,11 +279,11 @@ static void play(const struct conversation *c, const struct delivery *delivery)
 	}
 }
 
-void check_conversation(const char *file, int line, const struct step *steps, size_t nr_steps,
+void check_conversation(const char *file, int line, bool is_client, const struct step *steps, size_t nr_steps,
 			const struct want *wanted, size_t nr_wanted, __u32 reason)
 {
 	static const size_t pieces[] = {1, 2, 7, 24, 63, 64, 65};
-	struct conversation c = {file, line, steps, nr_steps, wanted, nr_wanted, reason};
+	struct conversation c = {file, line, is_client, steps, nr_steps, wanted, nr_wanted, reason};
 	struct delivery delivery = {.in = CALL_RECVFROM, .out = CALL_WRITEV};
 
 	play(&c, &delivery);

@@ -1,4 +1,4 @@
-/* What the tests of the HTTP server programs share. */
+/* What the tests of the HTTP programs share. */
 #ifndef HOSTBPF_HTTP_H
 #define HOSTBPF_HTTP_H
 
@@ -34,6 +34,9 @@ void out_steps(int fd, const void *bytes, size_t size, size_t step);
 /* The server span event number `index`, zero after what was sent of it; fails if it is none. */
 struct server_span_event span_event(__u32 index);
 __u32 span_events(void);
+/* The same of client span events. */
+struct server_span_event client_event(__u32 index);
+__u32 client_events(void);
 /* The reason of the one connection_opaque_event; 0 if there is none. */
 __u32 opaque_reason(void);
 
@@ -72,16 +75,21 @@ struct want {
 };
 
 /*
- * Plays the steps on a fresh connection and closes it: whole, with each step cut in two at each
+ * Plays the steps on a fresh connection, accepted or connected, and closes it: whole, with each step cut in two at each
  * byte (two calls, two buffers with empty ones around), in equal small pieces, and by each system call. Each
  * time exactly the wanted spans must come, in order, and the wanted opaque_reason or 0.
  */
-void check_conversation(const char *file, int line, const struct step *steps, size_t nr_steps,
+void check_conversation(const char *file, int line, bool is_client, const struct step *steps, size_t nr_steps,
 			const struct want *wanted, size_t nr_wanted, __u32 reason);
 #define CHECK_CONVERSATION(steps, wanted, reason)                                                                 \
-	check_conversation(__FILE__, __LINE__, steps, sizeof(steps) / sizeof((steps)[0]), wanted,                 \
+	check_conversation(__FILE__, __LINE__, false, steps, sizeof(steps) / sizeof((steps)[0]), wanted,          \
 			   sizeof(wanted) / sizeof((wanted)[0]), reason)
 #define CHECK_NO_SPANS(steps, reason)                                                                             \
-	check_conversation(__FILE__, __LINE__, steps, sizeof(steps) / sizeof((steps)[0]), NULL, 0, reason)
+	check_conversation(__FILE__, __LINE__, false, steps, sizeof(steps) / sizeof((steps)[0]), NULL, 0, reason)
+#define CHECK_CLIENT_CONVERSATION(steps, wanted, reason)                                                          \
+	check_conversation(__FILE__, __LINE__, true, steps, sizeof(steps) / sizeof((steps)[0]), wanted,           \
+			   sizeof(wanted) / sizeof((wanted)[0]), reason)
+#define CHECK_NO_CLIENT_SPANS(steps, reason)                                                                      \
+	check_conversation(__FILE__, __LINE__, true, steps, sizeof(steps) / sizeof((steps)[0]), NULL, 0, reason)
 
 #endif

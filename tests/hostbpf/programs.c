@@ -21,8 +21,10 @@ static inline void host_store64(void *to, unsigned long long word)
 #define load64(pointer) host_load64(pointer)
 #define store64(pointer, value) host_store64(pointer, value)
 
+#include "http_inject.bpf.c"
 #include "http_server.bpf.c"
 #include "otel_sdk.bpf.c"
+#include "tokio_tasks.bpf.c"
 
 #include "host.h"
 
@@ -40,14 +42,24 @@ void host_register_maps(void)
 	MAP(connections);
 	MAP(queued_requests);
 	MAP(listening);
+	MAP(inject_sockets);
+	MAP(own_exports);
 	MAP(root_starts);
 	MAP(manual_spans);
 	MAP(late_ids);
 	MAP(builds);
 	MAP(stop_requests);
+	MAP(task_edges);
+	MAP(open_requests);
+	MAP(open_counts);
+	MAP(request_slots);
+	MAP(wake_records);
+	MAP(wakes_followed);
 	host_map_add("events", &events, ELEMENTS(events.type), ELEMENTS(events.max_entries), 0, 0);
 	host_map_add("spans_in_progress", &spans_in_progress, ELEMENTS(spans_in_progress.type),
 		     ELEMENTS(spans_in_progress.max_entries), sizeof(__u32), sizeof(void *));
+	host_map_add("carried", &carried, ELEMENTS(carried.type), ELEMENTS(carried.max_entries), sizeof(__u32),
+		     sizeof(void *));
 }
 
 /* ---- threads and descriptors */
@@ -59,10 +71,13 @@ void host_register_maps(void)
 /* An open file and what hangs on it, until its last descriptor is closed. */
 struct open_file {
 	struct file file;
-	struct inode inode;
-	struct socket socket;
-	struct sock *sock;
+	struct socket_alloc alloc;
+	struct sock *sock; /* of TCP: a whole struct tcp_sock */
 	int descriptors;
+	struct inject_state inject;
+	bool has_inject;
+	char *wire;
+	size_t on_wire;
 };
 
 struct process {
@@ -78,6 +93,11 @@ struct thread {
 	struct pt_regs registers;
 	__u64 thread_local[4];
 	bool readable;
+};
+
+static struct net net = {.ipv4 = {.sysctl_tcp_notsent_lowat = ~0U}};
+static const struct propagation default_propagation = {
+	.place = {[PROPAGATOR_TRACECONTEXT] = 1, [PROPAGATOR_BAGGAGE] = 2},
 };
 
 static struct process processes[PROCESSES_MAX];
@@ -105,6 +125,8 @@ void host_reset_kernel(void)
 		host_set_constant(excluded_paths, none, sizeof(none));
 	if (kernel_writes)
 		host_kernel_writes(false);
+	if (__builtin_memcmp((void *)&propagation, &default_propagation, sizeof(propagation)))
+		host_propagation(&default_propagation);
 	__builtin_memset(processes, 0, sizeof(processes));
 	__builtin_memset(threads, 0, sizeof(threads));
 	nr_processes = nr_threads = 0;
@@ -233,9 +255,9 @@ static struct open_file *new_file(int fd, unsigned short mode)
 
 	if (*descriptor(fd))
 		host_fail("descriptor in use");
-	file->file.f_inode = &file->inode;
-	file->inode.i_mode = mode;
-	file->inode.i_ino = next_inode++;
+	file->file.f_inode = &file->alloc.vfs_inode;
+	file->alloc.vfs_inode.i_mode = mode;
+	file->alloc.vfs_inode.i_ino = next_inode++;
 	file->descriptors = 1;
 	*descriptor(fd) = &file->file;
 	return file;
@@ -261,11 +283,15 @@ void host_open(int fd, const struct host_socket *socket)
 		sock_to_reuse = NULL;
 		reuse = false;
 	} else {
-		file->sock = host_allocate(sizeof(*file->sock));
+		file->sock = host_allocate(sizeof(struct tcp_sock));
 	}
-	file->file.private_data = &file->socket;
-	file->socket.sk = file->sock;
+	file->file.private_data = &file->alloc.socket;
+	file->alloc.socket.sk = file->sock;
 	file->sock->sk_type = socket->type;
+	file->sock->sk_socket = &file->alloc.socket;
+	file->sock->sk_sndbuf = 87040;
+	file->sock->__sk_common.skc_net.net = &net;
+	((struct tcp_sock *)file->sock)->write_seq = 0xfffffff0;
 	common = &file->sock->__sk_common;
 	common->skc_family = socket->family;
 	common->skc_num = socket->local_port;
@@ -287,6 +313,8 @@ static void let_go(int fd)
 	if (!file || --file->descriptors)
 		return;
 	sock_to_reuse = file->sock;
+	if (file->wire)
+		host_free(file->wire);
 	host_free(file);
 }
 
@@ -348,6 +376,290 @@ void sys_accept_old(int fd, const struct host_socket *socket)
 	host_open(fd, socket);
 	arguments(3, 0, 0, 0);
 	leave(http_accept, fd);
+}
+
+void sys_connect(int fd, const struct host_socket *socket, long result)
+{
+	if (!host_is_open(fd))
+		host_open(fd, socket);
+	arguments(fd, 0, 0, 0);
+	leave(http_connect, result);
+}
+
+/* ---- sockets of TCP, and what they send */
+
+#define MESSAGE_PIECES_MAX 16
+
+struct piece {
+	char *bytes;
+	size_t size;
+};
+
+struct message {
+	struct sk_msg_md md; /* first: what programs get */
+	int nr;
+	struct piece pieces[MESSAGE_PIECES_MAX];
+};
+
+static struct open_file *file_of_sock(const void *sock)
+{
+	for (int i = 0; i < nr_processes; i++)
+		for (int fd = 0; fd < DESCRIPTORS_MAX; fd++) {
+			struct open_file *file = (struct open_file *)processes[i].descriptors[fd];
+
+			if (file && file->sock == sock)
+				return file;
+		}
+	host_fail("no such socket");
+}
+
+void *bpf_sk_storage_get(void *map, struct bpf_sock *sock, void *value, unsigned long long flags)
+{
+	struct open_file *file = file_of_sock(sock);
+
+	if (map != &inject_states || value)
+		host_fail("not that storage");
+	if (!file->has_inject && !(flags & BPF_SK_STORAGE_GET_F_CREATE))
+		return NULL;
+	file->has_inject = true;
+	return &file->inject;
+}
+
+struct tcp_sock *bpf_skc_to_tcp_sock(struct bpf_sock *sock)
+{
+	return (struct tcp_sock *)sock;
+}
+
+unsigned long long bpf_get_socket_cookie(struct bpf_sock_ops *ops)
+{
+	return file_of_sock(ops->sk)->alloc.vfs_inode.i_ino;
+}
+
+long bpf_setsockopt(struct bpf_sock_ops *ops, int level, int name, void *value, int size)
+{
+	(void)ops;
+	if (level != IPPROTO_TCP || name != TCP_NODELAY || size != sizeof(int) || *(int *)value != 1)
+		host_fail("not that option");
+	return host.fail_setsockopt ? -22 : 0;
+}
+
+long bpf_sock_hash_update(struct bpf_sock_ops *ops, void *map, void *key, unsigned long long flags)
+{
+	__u64 value = (__u64)ops->sk;
+
+	return bpf_map_update_elem(map, key, &value, flags);
+}
+
+static size_t message_size(const struct message *message)
+{
+	size_t size = 0;
+
+	for (int i = 0; i < message->nr; i++)
+		size += message->pieces[i].size;
+	return size;
+}
+
+/* What programs see: the first piece. */
+static void show_message(struct message *message)
+{
+	message->md.data = message->pieces[0].bytes;
+	message->md.data_end = message->pieces[0].bytes + message->pieces[0].size;
+	message->md.size = message_size(message);
+}
+
+static bool message_call_fails(void)
+{
+	host.messages++;
+	return host.messages == host.fail_message || host.messages == host.fail_message_too;
+}
+
+static void insert_piece(struct message *message, int at, size_t size)
+{
+	if (message->nr == MESSAGE_PIECES_MAX)
+		host_fail("too many pieces");
+	for (int i = message->nr++; i > at; i--)
+		message->pieces[i] = message->pieces[i - 1];
+	message->pieces[at].bytes = host_allocate(size);
+	message->pieces[at].size = size;
+	__builtin_memset(message->pieces[at].bytes, 0xa5, size);
+}
+
+/* One piece more begins at an offset; its number. */
+static int cut_message(struct message *message, size_t offset)
+{
+	int i = 0;
+
+	while (i < message->nr && offset >= message->pieces[i].size)
+		offset -= message->pieces[i++].size;
+	if (offset) {
+		struct piece *piece = &message->pieces[i];
+		size_t rest = piece->size - offset;
+
+		insert_piece(message, i + 1, rest);
+		__builtin_memcpy(message->pieces[i + 1].bytes, piece->bytes + offset, rest);
+		piece->size = offset;
+		i++;
+	}
+	return i;
+}
+
+long bpf_msg_pull_data(struct sk_msg_md *md, unsigned start, unsigned end, unsigned long long flags)
+{
+	struct message *message = (struct message *)md;
+	size_t offset = 0, size = 0, done = 0;
+	int first = 0, last;
+
+	if (flags || end <= start || end > message_size(message))
+		return -22;
+	if (message_call_fails())
+		return -12;
+	while (start >= offset + message->pieces[first].size)
+		offset += message->pieces[first++].size;
+	for (last = first; offset + size < end; last++)
+		size += message->pieces[last].size;
+	if (last - first > 1) {
+		insert_piece(message, first, size);
+		for (int i = first + 1; i <= last; i++) {
+			__builtin_memcpy(message->pieces[first].bytes + done, message->pieces[i].bytes,
+					 message->pieces[i].size);
+			done += message->pieces[i].size;
+			host_free(message->pieces[i].bytes);
+		}
+		for (int i = last + 1; i < message->nr; i++)
+			message->pieces[i - (last - first)] = message->pieces[i];
+		message->nr -= last - first;
+	}
+	show_message(message);
+	md->data = message->pieces[first].bytes + (start - offset);
+	md->data_end = (char *)md->data + (end - start);
+	return 0;
+}
+
+long bpf_msg_push_data(struct sk_msg_md *md, unsigned start, unsigned length, unsigned long long flags)
+{
+	struct message *message = (struct message *)md;
+
+	if (flags || !length || start > message_size(message))
+		return -22;
+	if (message_call_fails())
+		return -12;
+	insert_piece(message, cut_message(message, start), length);
+	show_message(message);
+	return 0;
+}
+
+long bpf_msg_pop_data(struct sk_msg_md *md, unsigned start, unsigned length, unsigned long long flags)
+{
+	struct message *message = (struct message *)md;
+	int first, last;
+
+	if (flags || start + length > message_size(message))
+		return -22;
+	if (message_call_fails())
+		return -12;
+	first = cut_message(message, start);
+	last = cut_message(message, start + length);
+	for (int i = first; i < last; i++)
+		host_free(message->pieces[i].bytes);
+	for (int i = last; i < message->nr; i++)
+		message->pieces[i - (last - first)] = message->pieces[i];
+	message->nr -= last - first;
+	show_message(message);
+	return 0;
+}
+
+void sys_connect_tcp(int fd, const struct host_socket *socket)
+{
+	struct bpf_sock_ops ops = {.op = BPF_SOCK_OPS_TCP_CONNECT_CB};
+	struct tcp_sock *tcp;
+
+	host_open(fd, socket);
+	ops.sk = (struct bpf_sock *)((struct open_file *)*descriptor(fd))->sock;
+	host_enter();
+	inject_connect(&ops);
+	host_leave();
+	tcp = (struct tcp_sock *)ops.sk;
+	tcp->write_seq++;
+	tcp->snd_nxt = tcp->write_seq;
+	sys_connect(fd, socket, 0);
+	ops.op = BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB;
+	host_enter();
+	inject_connect(&ops);
+	host_leave();
+}
+
+void host_send_buffer(int fd, int size, int queued, __u32 lowat)
+{
+	struct sock *sock = ((struct open_file *)*descriptor(fd))->sock;
+
+	sock->sk_sndbuf = size;
+	sock->sk_wmem_queued = queued;
+	((struct tcp_sock *)sock)->notsent_lowat = lowat;
+}
+
+void host_skip_sequence(int fd, __u32 bytes)
+{
+	((struct tcp_sock *)((struct open_file *)*descriptor(fd))->sock)->write_seq += bytes;
+}
+
+struct host_event host_wire(int fd)
+{
+	struct open_file *file = (struct open_file *)*descriptor(fd);
+	struct host_event event = {.size = file->on_wire, .bytes = file->wire};
+
+	return event;
+}
+
+/* The way of tcp_bpf_sendmsg(), net/ipv4/tcp_bpf.c */
+long sys_send_tcp(int fd, const void *bytes, size_t size, size_t first, size_t room)
+{
+	struct open_file *file = (struct open_file *)*descriptor(fd);
+	struct tcp_sock *tcp = (struct tcp_sock *)file->sock;
+	struct inject_key key = {.cookie = file->alloc.vfs_inode.i_ino, .pid = host_pid()};
+	struct message message = {.md = {.sk = (struct bpf_sock *)tcp}};
+	struct host_piece piece = {bytes, size};
+	size_t left, total;
+	char *wire;
+	long told;
+
+	insert_piece(&message, 0, size);
+	__builtin_memcpy(message.pieces[0].bytes, bytes, size);
+	if (first < size)
+		cut_message(&message, first);
+	show_message(&message);
+	if (host_map_lookup("inject_sockets", &key)) {
+		int verdict;
+
+		host_enter();
+		verdict = inject_message(&message.md);
+		host_leave();
+		if (verdict != SK_PASS)
+			return SEND_DROPPED;
+	}
+	total = message_size(&message);
+	if (room > total)
+		room = total;
+	wire = host_allocate(file->on_wire + room + 1);
+	__builtin_memcpy(wire, file->wire, file->on_wire);
+	left = room;
+	for (int i = 0; i < message.nr; i++) {
+		size_t part = message.pieces[i].size < left ? message.pieces[i].size : left;
+
+		__builtin_memcpy(wire + file->on_wire, message.pieces[i].bytes, part);
+		file->on_wire += part;
+		left -= part;
+		host_free(message.pieces[i].bytes);
+	}
+	if (file->wire)
+		host_free(file->wire);
+	file->wire = wire;
+	tcp->write_seq += room;
+	tcp->snd_nxt += room;
+	told = (long)size - (long)(total - room);
+	if (told <= 0)
+		return -11; /* -EAGAIN, of which the programs see nothing */
+	sys_transfer(CALL_SENDMSG, fd, &piece, 1, told, 0);
+	return told;
 }
 
 void sys_close(int fd)
@@ -429,15 +741,43 @@ void sys_thread_exit(void)
 	host_enter();
 	http_thread_exit(NULL);
 	host_leave();
+	host_enter();
+	tokio_thread_ends(NULL);
+	host_leave();
+}
+
+void host_starts_thread(__u32 tid)
+{
+	struct task_newtask context = {.pid = (__s32)tid, .clone_flags = CLONE_THREAD};
+
+	host_enter();
+	tokio_thread_started(&context);
+	host_leave();
+}
+
+void host_starts_process(__u32 pid)
+{
+	struct task_newtask context = {.pid = (__s32)pid};
+
+	host_enter();
+	tokio_thread_started(&context);
+	host_leave();
+}
+
+/* arch/x86/entry/syscalls/syscall_64.tbl */
+static const int call_numbers[CALL_MAX] = {
+	[CALL_READ] = 0,  [CALL_RECVFROM] = 45, [CALL_READV] = 19,  [CALL_RECVMSG] = 47,
+	[CALL_WRITE] = 1, [CALL_SENDTO] = 44,	[CALL_WRITEV] = 20, [CALL_SENDMSG] = 46,
+};
+
+void sys_transfer_fails(enum host_call call, int fd, long result)
+{
+	arguments(fd, 0, 0, 0);
+	leave_call(call < CALLS_IN ? http_in : http_out, call_numbers[call], result);
 }
 
 void sys_transfer(enum host_call call, int fd, const struct host_piece *pieces, size_t nr, long result, int flags)
 {
-	/* arch/x86/entry/syscalls/syscall_64.tbl */
-	static const int numbers[CALL_MAX] = {
-		[CALL_READ] = 0,  [CALL_RECVFROM] = 45, [CALL_READV] = 19,  [CALL_RECVMSG] = 47,
-		[CALL_WRITE] = 1, [CALL_SENDTO] = 44,	[CALL_WRITEV] = 20, [CALL_SENDMSG] = 46,
-	};
 	struct user_msghdr {
 		__u64 name, name_length, iov, nr_iov, control, control_length, flags;
 	} message = {.iov = (__u64)pieces, .nr_iov = nr};
@@ -461,7 +801,7 @@ void sys_transfer(enum host_call call, int fd, const struct host_piece *pieces, 
 		arguments(fd, (__u64)pieces->base, pieces->size, flags);
 	else
 		arguments(fd, with_message ? (__u64)&message : (__u64)pieces, with_message ? (__u64)flags : nr, 0);
-	leave_call(is_in ? http_in : http_out, numbers[call], result < 0 ? all : result);
+	leave_call(is_in ? http_in : http_out, call_numbers[call], result < 0 ? all : result);
 	host_unmap_memory(&message);
 	host_unmap_memory(pieces);
 	for (size_t i = 0; i < nr; i++)
@@ -498,6 +838,64 @@ void host_probe(enum host_probe probe, const struct host_registers *registers)
 	host_leave();
 }
 
+static __u64 attach_cookie;
+
+unsigned long long bpf_get_attach_cookie(void *context)
+{
+	(void)context;
+	return attach_cookie;
+}
+
+void host_spawns(__u64 id)
+{
+	struct pt_regs context;
+
+	__builtin_memset(&context, 0xa5, sizeof(context));
+	context.r12 = id;
+	attach_cookie = ID_IN_R12;
+	host_enter();
+	tokio_task_spawned(&context);
+	host_leave();
+}
+
+void host_wakes(const void *header)
+{
+	struct pt_regs context;
+
+	__builtin_memset(&context, 0xa5, sizeof(context));
+	context.di = (__u64)header;
+	host_enter();
+	tokio_wake(&context);
+	host_leave();
+}
+
+int host_cause_by_tasks(__u32 pid, __u64 task_key, __u32 sender, struct active_spans *found)
+{
+	int result;
+
+	host_enter();
+	result = cause_by_tasks(pid, task_key, sender, found);
+	host_leave();
+	return result;
+}
+
+void host_reset_wakes(__u32 pid, __u64 driver)
+{
+	host_enter();
+	reset_wakes(pid, driver);
+	host_leave();
+}
+
+bool host_finds_context(__u32 pid, __u64 task_key, struct active_spans *found)
+{
+	bool result;
+
+	host_enter();
+	result = find_context(pid, task_key, found);
+	host_leave();
+	return result;
+}
+
 void sys_epoll_wait_returns(int number, long result)
 {
 	leave(number ? otel_epoll_pwait_interrupted : otel_epoll_wait_interrupted, result);
@@ -528,6 +926,16 @@ void host_end_span(__u32 pid, __u64 key, __u64 span_id)
 	end_span(pid, key, span_id);
 }
 
+bool host_is_driver(int fd, __u64 task_key)
+{
+	struct connection_key key = {.pid = host_pid()};
+	struct connection *c;
+
+	socket_of(fd, &key);
+	c = host_map_lookup("connections", &key);
+	return c && is_connection_driver(c, task_key);
+}
+
 /* ---- settings */
 
 void host_exclude_path(unsigned index, const char *path, bool prefix)
@@ -546,6 +954,11 @@ void host_exclude_path(unsigned index, const char *path, bool prefix)
 	if (!prefix && i < EXCLUDED_LENGTH)
 		mask[i] = 0xff;
 	host_set_constant(&excluded_paths[index], &excluded, sizeof(excluded));
+}
+
+void host_propagation(const struct propagation *settings)
+{
+	host_set_constant(&propagation, settings, sizeof(*settings));
 }
 
 void host_kernel_writes(bool allowed)

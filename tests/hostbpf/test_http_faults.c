@@ -172,7 +172,9 @@ TEST(every_update_of_a_map_fails_once)
 		host.fail_update = i;
 		busy_day();
 		check_day();
-		CHECK(host_count(COUNT_CONNECTIONS_FULL) + host_count(COUNT_QUEUE_FULL) == 1);
+		CHECK(host_count(COUNT_CONNECTIONS_FULL) + host_count(COUNT_QUEUE_FULL) +
+			      host_count(COUNT_TASKS_FULL) ==
+		      1);
 		CHECK_CLEAN();
 	}
 }

@@ -2362,3 +2362,127 @@ TEST(merged_signal_is_told_to_the_tracer)
 	CHECK_EQUAL(told->merged, 1);
 	CHECK_EQUAL(host_map_count("stop_requests"), 1);
 }
+
+/* ---- roots in tasks and threads that a request has spawned */
+
+TEST(a_root_in_a_spawned_task_is_adopted_under_the_spawners_span)
+{
+	struct sdk_span *outer, *inner, *child, *next;
+
+	start();
+	in(GET);
+	outer = start_span(NULL);
+	host_spawns(18);
+	end(outer);
+	host_tokio_task(18);
+	inner = start_span(NULL);
+	CHECK_IN_TRACE(inner, server_of(17));
+	CHECK_EQUAL(host_live_slots(PID), 2);
+	child = start_span(&inner->context);
+	end(child);
+	next = start_span(NULL);
+	end(next);
+	CHECK_EQUAL(next->parent_span_id, inner->context.span_id);
+	end(inner);
+	CHECK_EQUAL(inner->parent_span_id, outer->context.span_id);
+	CHECK_EQUAL(child->parent_span_id, inner->context.span_id);
+	CHECK_EQUAL(host_live_slots(PID), 1); /* the task keeps none without a span */
+	host_tokio_task(17);
+	out(OK);
+	CHECK_EQUAL(host_live_slots(PID), 0);
+	CHECK_EQUAL(host_map_count("request_slots"), 0);
+}
+
+TEST(always_the_server_span_in_a_spawned_task)
+{
+	struct sdk_span *outer, *inner;
+
+	start();
+	target->adopt_mode = ADOPT_SERVER;
+	in(GET);
+	outer = start_span(NULL);
+	host_spawns(18);
+	host_tokio_task(18);
+	inner = start_span(NULL);
+	end(inner);
+	CHECK_EQUAL(inner->parent_span_id, server_of(17).span_id);
+	end(outer);
+}
+
+TEST(a_root_that_its_task_never_ends_goes_with_the_request)
+{
+	struct sdk_span *root, *later;
+
+	start();
+	in(GET);
+	host_spawns(18);
+	host_tokio_task(18);
+	root = start_span(NULL);
+	CHECK_EQUAL(host_live_slots(PID), 2);
+	host_tokio_task(17);
+	out(OK);
+	CHECK_EQUAL(host_live_slots(PID), 0);
+	CHECK_EQUAL(host_live_frames(PID), 0);
+	/* A task that outlives its request begins traces of its own, though a root of the request is open. */
+	host_tokio_task(18);
+	later = start_span(NULL);
+	CHECK(later->context.trace_id_low != root->context.trace_id_low);
+	end(later);
+	CHECK_EQUAL(later->parent_span_id, 0);
+	/* Which still gets its parent when it ends. */
+	end(root);
+	CHECK(root->parent_span_id);
+	CHECK_EQUAL(host_live_slots(PID), 0);
+}
+
+TEST(a_root_in_a_task_that_the_request_did_not_spawn_is_left_alone)
+{
+	struct sdk_span *root;
+
+	start();
+	host_spawns(18);
+	in(GET);
+	host_tokio_task(18);
+	root = start_span(NULL);
+	end(root);
+	CHECK_EQUAL(root->parent_span_id, 0);
+	CHECK_EQUAL(host_count(COUNT_ROOTS_ADOPTED), 0);
+}
+
+TEST(a_root_in_a_thread_that_a_request_has_started)
+{
+	struct sdk_span *root;
+
+	start();
+	in(GET);
+	host_starts_thread(200);
+	host_thread(PID, 200);
+	host_traced_by(TRACER);
+	root = start_span(NULL);
+	end(root);
+	CHECK_EQUAL(root->parent_span_id, server_of(17).span_id);
+	sys_thread_exit();
+	CHECK_EQUAL(host_live_slots(PID), 1);
+}
+
+TEST(many_tasks_of_one_request)
+{
+	__u32 before;
+
+	start();
+	in(GET);
+	for (__u64 task = 1000; task < 1300; task++) {
+		host_tokio_task(17);
+		host_spawns(task);
+		host_tokio_task(task);
+		start_span(NULL);
+		start_span(NULL);
+	}
+	before = host_live_slots(PID);
+	CHECK_EQUAL(before, 1 + 256);
+	CHECK_EQUAL(host_count(COUNT_TASKS_FULL), 2 * (300 - 256));
+	host_tokio_task(17);
+	out(OK);
+	CHECK_EQUAL(host_live_slots(PID), 0);
+	CHECK_EQUAL(host_map_count("request_slots"), 0);
+}

@@ -53,9 +53,10 @@ def test_structures_have_the_sizes_of_the_maps(loaded: BpfObject) -> None:
     assert loaded.map("counters").max_entries == events.Counter.MAX
 
 
-def test_a_map_of_a_target_is_made_found_and_gone(loaded: BpfObject) -> None:
-    spans = loaded.create_inner_map("spans_in_progress", "span_bucket")
-    outer = loaded.map("spans_in_progress")
+@pytest.mark.parametrize("name", ["spans_in_progress", "carried"])
+def test_a_map_of_a_target_is_made_found_and_gone(loaded: BpfObject, name: str) -> None:
+    spans = loaded.create_inner_map(name)
+    outer = loaded.map(name)
     key = os.getpid().to_bytes(4, "little")
     outer.set(key, spans.fd.to_bytes(4, "little"))
     assert list(outer.keys()) == [key]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from urllib.parse import urlsplit
 
 from tests.support.otlp_receiver import ReceivedSpan
 
 AGENT_SCOPE = "spanweld"
 SERVER_KIND = 2
+CLIENT_KIND = 3
 ERROR = 2
 HAS_IS_REMOTE = 0x100
 IS_REMOTE = 0x200
@@ -24,7 +26,20 @@ def server_spans(spans: Iterable[ReceivedSpan], path: str | None = None) -> list
     return [
         span
         for span in spans
-        if is_automatic(span) and (path is None or span.attributes.get("url.path") == path)
+        if is_automatic(span)
+        and span.kind == SERVER_KIND
+        and (path is None or span.attributes.get("url.path") == path)
+    ]
+
+
+def client_spans(spans: Iterable[ReceivedSpan], path: str | None = None) -> list[ReceivedSpan]:
+    """The agent's client spans, of one path if it is said."""
+    return [
+        span
+        for span in spans
+        if is_automatic(span)
+        and span.kind == CLIENT_KIND
+        and (path is None or urlsplit(str(span.attributes.get("url.full"))).path == path)
     ]
 
 
@@ -87,7 +102,11 @@ def wrong(spans: Iterable[ReceivedSpan]) -> list[str]:
         parent = by_id.get(span.parent_span_id)
         if parent is not None and span.trace_id != parent.trace_id:
             problems.append(f"{what} has a parent in another trace: {parent.name}")
-        if parent is not None and is_automatic(parent):
+        if parent is not None and parent.kind == CLIENT_KIND and is_automatic(parent):
+            # Of the request on whose stack both are.
+            if number not in servers[parent.trace_id]:
+                problems.append(f"{what} has the parent {parent.attributes.get('url.full')}")
+        elif parent is not None and is_automatic(parent):
             if servers[parent.trace_id].get(-1 if number is None else number) != parent:
                 problems.append(f"{what} has the parent {parent.attributes.get('url.path')}")
         elif parent is not None and parent.attributes.get("request.number") != number:

@@ -26,13 +26,14 @@ ALLOWED: dict[str, set[str]] = {
     "writers": {"bpf", "settings"},
     "exporters": {"settings"},
     "plan": {"image", "layouts", "probes"},
+    "injection": {"bpf"},
     "agent": {
         *("settings", "join", "resource", "image", "process", "layouts", "plan"),
-        *("bpf", "probes", "writers", "exporters"),
+        *("bpf", "probes", "writers", "exporters", "injection"),
     },
     "commands": {
         *("settings", "messages", "resource", "image", "process", "layouts"),
-        *("bpf", "probes", "writers", "plan", "agent"),
+        *("bpf", "probes", "writers", "plan", "agent", "injection"),
     },
     "__main__": {"commands"},
     "__init__": set(),

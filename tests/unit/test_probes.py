@@ -7,20 +7,22 @@ from ipaddress import ip_address
 
 import pytest
 
-from spanweld.agent import encode_excluded
+from spanweld.agent import encode_excluded, encode_own_exports, encode_propagation
 from spanweld.bpf import events
 from spanweld.bpf.clock import Clock
 from spanweld.errors import UsageError
-from spanweld.model import Origin, Span, SpanKind, StatusCode
+from spanweld.model import Origin, Span, SpanId, SpanKind, StatusCode
 from spanweld.probes import REGISTRY
-from spanweld.probes.declaration import ConnectionOpaque, ManualRoot, Place, SpanSample
-from spanweld.probes.http_server import decode_connection_opaque, decode_server_span
+from spanweld.probes.declaration import ConnectionOpaque, ManualRoot, Place, RequestCarried, SpanSample
+from spanweld.probes.http_client import decode_client_span, own_exports
+from spanweld.probes.http_server import decode_carried, decode_connection_opaque, decode_server_span
 from spanweld.probes.otel_sdk import (
     decode_adoption,
     decode_manual_root,
     decode_manual_span,
     decode_span_sample,
 )
+from spanweld.settings import Propagator, Settings
 
 CLOCK = Clock()
 
@@ -82,6 +84,108 @@ def test_a_server_span_follows_the_conventions() -> None:
         "network.local.port": 80,
         "http.response.status_code": 200,
     }
+
+
+def client_span(target: bytes = b"/a", **changes: int | bytes) -> Span:
+    span = decode_client_span(
+        server_event(target, **{"head_kind": events.EventKind.CLIENT_SPAN, **changes}), CLOCK, {}
+    )
+    assert isinstance(span, Span)
+    return span
+
+
+def test_a_client_span_follows_the_conventions() -> None:
+    span = client_span(b"/a/b?x=1", parent_span_id=9)
+    assert (span.name, span.kind, span.origin) == ("GET", SpanKind.CLIENT, Origin.AUTOMATIC)
+    assert (span.parent_span_id, span.parent_is_remote) == (9, False)
+    assert span.status is StatusCode.UNSET
+    assert span.attributes == {
+        "http.request.method": "GET",
+        "url.full": "http://example.org:8080/a/b?x=1",
+        "network.protocol.version": "1.1",
+        "server.address": "example.org",
+        "server.port": 8080,
+        "network.peer.address": "10.0.0.1",
+        "network.peer.port": 4000,
+        "http.response.status_code": 200,
+    }
+
+
+@pytest.mark.parametrize(
+    ("status", "ended_by", "error"),
+    [
+        (399, events.HttpEnd.RESPONSE, None),
+        (404, events.HttpEnd.RESPONSE, "404"),
+        (503, events.HttpEnd.RESPONSE, "503"),
+        (101, events.HttpEnd.UPGRADED, None),
+        (0, events.HttpEnd.UNFRAMED, None),
+        (0, events.HttpEnd.CLOSED, "connection_closed"),
+        (200, events.HttpEnd.CLOSED, "connection_closed"),
+        (0, events.HttpEnd.RESET, "connection_reset"),
+        (0, events.HttpEnd.TIMED_OUT, "timeout"),
+    ],
+)
+def test_failures_of_a_client(status: int, ended_by: events.HttpEnd, error: str | None) -> None:
+    span = client_span(status=status, ended_by=ended_by)
+    assert span.attributes.get("error.type") == error
+    assert span.status is (StatusCode.ERROR if error else StatusCode.UNSET)
+    assert span.attributes.get("http.response.status_code", 0) == status
+
+
+@pytest.mark.parametrize(
+    ("target", "host", "url", "address", "port"),
+    [
+        (b"/a", b"h", "http://h/a", "h", 80),
+        (b"/a", b"[::1]:9", "http://[::1]:9/a", "::1", 9),
+        (b"/a", b"", "http://10.0.0.1:4000/a", "10.0.0.1", 4000),
+        (b"/a?u=http://x/&sig=s", b"h", "http://h/a?u=http://x/&sig=REDACTED", "h", 80),
+        (b"http://o:81/p?q", b"proxy", "http://o:81/p?q", "o", 81),
+        (b"http://me:secret@o?q", b"o", "http://REDACTED:REDACTED@o?q", "o", 80),
+        (b"*", b"h:81", "http://h:81", "h", 81),
+    ],
+)
+def test_the_url_of_a_request_out(target: bytes, host: bytes, url: str, address: str, port: int) -> None:
+    attributes = client_span(target, host=host, host_length=len(host)).attributes
+    assert attributes["url.full"] == url
+    assert (attributes["server.address"], attributes["server.port"]) == (address, port)
+
+
+def test_a_request_to_a_proxy_for_a_tunnel() -> None:
+    attributes = client_span(
+        b"h:443", method=events.HttpMethod.CONNECT, host=b"other", host_length=5
+    ).attributes
+    assert attributes["url.full"] == "http://h:443"
+    assert (attributes["server.address"], attributes["server.port"]) == ("h", 443)
+
+
+def test_a_request_by_a_unix_socket() -> None:
+    attributes = client_span(addresses_family=socket.AF_UNIX, host=b"localhost", host_length=9).attributes
+    assert attributes["url.full"] == "http://localhost/a"
+    assert attributes["network.transport"] == "unix"
+    assert not {"server.port", "network.peer.address", "network.peer.port"} & attributes.keys()
+
+
+def test_where_a_service_exports_to() -> None:
+    assert own_exports({}) == {}
+    assert own_exports({"OTEL_EXPORTER_OTLP_ENDPOINT": "https://collector:4318"}) == {}
+    assert own_exports({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:port"}) == {}
+    assert own_exports(
+        {
+            "OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318/otlp/",
+            "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://other/in",
+            "OTEL_EXPORTER_OTLP_LOGS_ENDPOINT": "http://collector:4318",
+        }
+    ) == {4318: ["/otlp/v1/traces", "/otlp/v1/logs", "/otlp/v1/metrics", "/"], 80: ["/in"]}
+
+
+def test_paths_of_own_exports_are_meant_exactly() -> None:
+    data = encode_own_exports(["/in", "/in", "/" + "x" * 100])
+    assert len(data) == 16 * 128
+    pairs = [(data[at : at + 64], data[at + 64 : at + 128]) for at in range(0, len(data), 128)]
+    assert pairs[0] == (b"/in".ljust(64, b"\0"), (b"\xff" * 4).ljust(64, b"\0"))
+    assert pairs[1] == (b"/in?".ljust(64, b"\0"), (b"\xff" * 4).ljust(64, b"\0"))
+    assert pairs[2] == (b"/" + b"x" * 63, b"\xff" * 64)
+    assert pairs[3] == (bytes(64), bytes(64))
 
 
 def test_the_remote_parent_is_the_parent() -> None:
@@ -171,6 +275,25 @@ def test_a_manual_span_keeps_its_own_times() -> None:
     assert (span.parent_span_id, span.status) == (4, StatusCode.ERROR)
 
 
+@pytest.mark.parametrize(
+    ("role", "address", "family", "peer"),
+    [
+        (events.ConnectionRole.SERVER, "10.0.0.1", socket.AF_INET, "10.0.0.1"),
+        (events.ConnectionRole.CLIENT, "10.0.0.1", socket.AF_INET, "10.0.0.1:443"),
+        (events.ConnectionRole.CLIENT, "::1", socket.AF_INET6, "[::1]:443"),
+        (events.ConnectionRole.CLIENT, "::", socket.AF_UNIX, "a Unix socket"),
+    ],
+)
+def test_the_peer_of_an_opaque_connection(
+    role: events.ConnectionRole, address: str, family: int, peer: str
+) -> None:
+    packed = ip_address(address).packed.ljust(16, b"\0")
+    data = events.CONNECTION_OPAQUE_EVENT.pack(
+        *(2, 1, 0, events.OpaqueReason.TLS, role, family, 443, 50_000, 0, packed, bytes(16))
+    )
+    assert decode_connection_opaque(data, CLOCK, {}) == ConnectionOpaque("speaks TLS, which is opaque", peer)
+
+
 def test_other_events() -> None:
     opaque = decode_connection_opaque(
         events.CONNECTION_OPAQUE_EVENT.pack(
@@ -216,7 +339,9 @@ def test_every_event_has_one_decoder_and_every_probe_of_a_function_its_symbol() 
     assert sorted(kinds) == sorted(events.EventKind)
     for instrumentation in REGISTRY:
         for probe in instrumentation.probes:
-            assert (probe.symbol is None) == (probe.place is Place.TRACEPOINT)
+            assert (probe.symbol is None) == (
+                probe.place in (Place.TRACEPOINT, Place.NEW_TASK, Place.SOCKETS)
+            )
 
 
 def test_excluded_paths_are_patterns_under_masks() -> None:
@@ -239,3 +364,29 @@ def test_what_is_no_excluded_path_is_refused(path: str) -> None:
 def test_too_many_excluded_paths_are_refused() -> None:
     with pytest.raises(UsageError):
         encode_excluded([f"/{number}" for number in range(9)])
+
+
+@pytest.mark.parametrize("with_baggage", [False, True])
+def test_what_a_request_brought(with_baggage: bool) -> None:
+    """The baggage's length is said, whether or not the event reaches that far."""
+    values: dict[str, int | bytes] = dict.fromkeys(events.Carried._fields, 0)
+    values.update(
+        head_kind=events.EventKind.CARRIED,
+        span_id=7,
+        tracestate_length=3,
+        baggage_length=4,
+        pad=b"",
+        tracestate=b"a=1+",
+        baggage=b"bc=2+",
+    )
+    data = events.CARRIED.pack(*values.values())
+    data = data[: -8192 + 4] if with_baggage else data[: -8192 - 2048 + 3]
+    assert decode_carried(data, CLOCK, {}) == RequestCarried(SpanId(7), "a=1", "bc=2" if with_baggage else "")
+
+
+def test_propagators_as_the_programs_take_them() -> None:
+    assert encode_propagation(Settings()) == bytes([1, 2, 0, 0, 0])
+    chosen = (Propagator.B3_MULTI, Propagator.JAEGER, Propagator.TRACECONTEXT, Propagator.B3)
+    settings = Settings(propagators=chosen, baggage_attributes=frozenset("*"))
+    assert encode_propagation(settings) == bytes([3, 0, 4, 2, 1])
+    assert encode_propagation(Settings(propagators=())) == bytes(5)

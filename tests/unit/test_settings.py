@@ -12,11 +12,15 @@ from spanweld.settings import (
     BatchSettings,
     OtlpProtocol,
     OtlpSettings,
+    Propagator,
     SamplerSettings,
+    Settings,
     batch_from_environment,
     otlp_endpoint_is_set,
     otlp_from_environment,
+    parse_baggage_attributes,
     parse_key_values,
+    propagators_from_environment,
     sampler_from_environment,
 )
 
@@ -227,3 +231,42 @@ def test_samplers(name: str, argument: str, settings: SamplerSettings) -> None:
 def test_samplers_that_are_not_known(name: str, argument: str) -> None:
     with pytest.raises(UsageError, match="OTEL_TRACES_SAMPLER"):
         sampler_from_environment({"OTEL_TRACES_SAMPLER": name, "OTEL_TRACES_SAMPLER_ARG": argument})
+
+
+@pytest.mark.parametrize(
+    ("text", "propagators"),
+    [
+        ("", Settings().propagators),
+        (" , ", Settings().propagators),
+        ("tracecontext,baggage", (Propagator.TRACECONTEXT, Propagator.BAGGAGE)),
+        (" baggage , b3multi", (Propagator.BAGGAGE, Propagator.B3_MULTI)),
+        ("jaeger,b3,jaeger,b3multi", (Propagator.JAEGER, Propagator.B3, Propagator.B3_MULTI)),
+        ("none", ()),
+    ],
+)
+def test_propagators(text: str, propagators: tuple[Propagator, ...]) -> None:
+    assert propagators_from_environment({"OTEL_PROPAGATORS": text}) == propagators
+    assert propagators_from_environment({}) == (Propagator.TRACECONTEXT, Propagator.BAGGAGE)
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "remedy"),
+    [
+        ("xray", "'xray' is not known", "tracecontext, baggage, b3, b3multi, jaeger, or none"),
+        ("b3,TraceContext", "'TraceContext' is not known", "tracecontext"),
+        ("none,b3", "'none' is not alone", "leave it out"),
+    ],
+)
+def test_propagators_that_are_not_known(text: str, message: str, remedy: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        propagators_from_environment({"OTEL_PROPAGATORS": text})
+    assert caught.value.message == f"OTEL_PROPAGATORS: {message}"
+    assert remedy in caught.value.remedy
+
+
+def test_baggage_attributes() -> None:
+    assert parse_baggage_attributes("") == frozenset()
+    assert parse_baggage_attributes("*") == {"*"}
+    assert parse_baggage_attributes("tenant, user.id ,") == {"tenant", "user.id"}
+    with pytest.raises(UsageError, match="--baggage-attributes"):
+        parse_baggage_attributes("tenant,*")

@@ -59,7 +59,7 @@ pub async fn serve(listen: SocketAddr, router: Router) -> io::Result<()> {
 }
 
 /// Says on standard output that connections are accepted, and where.
-fn announce(address: SocketAddr) -> io::Result<()> {
+pub fn announce(address: SocketAddr) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
     writeln!(stdout, "listening on {address}")?;
     stdout.flush()

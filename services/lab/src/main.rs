@@ -4,10 +4,12 @@
 //! name of its endpoint as `scenario`, so that a test can tell exactly what belongs to which request.
 
 mod background;
+mod calls;
 mod ids;
 mod panics;
 mod sampling;
 mod spans;
+mod tasks;
 mod telemetry;
 mod wire;
 
@@ -25,6 +27,7 @@ use axum::routing::{get, post};
 use common::Threads;
 use futures_util::FutureExt;
 use telemetry::{Exporter, Telemetry};
+use tokio::sync::mpsc;
 
 const USAGE: &str = "\
 usage: lab [--listen ADDRESS] [--current-thread | --workers N] [--otlp-protocol http|grpc] [--simple]
@@ -81,10 +84,13 @@ fn main() -> Result<(), Box<dyn Error>> {
     let options = Options::from_args()?;
     common::runtime(options.threads)?.block_on(async {
         // Within the runtime, which drives the connection of the gRPC exporter.
-        let telemetry = Arc::new(Telemetry::new(options.exporter)?);
+        let (jobs, asked) = mpsc::channel(64);
+        let telemetry = Arc::new(Telemetry::new(options.exporter, jobs)?);
+        let worker = tokio::spawn(tasks::worker(asked));
         let background = tokio::spawn(background::run(telemetry.tracer.clone()));
         let served = common::serve(options.listen, router(Arc::clone(&telemetry))).await;
         background.abort();
+        worker.abort();
         // On a thread of its own: it blocks until the last spans are exported.
         tokio::task::spawn_blocking(move || telemetry.shutdown()).await?;
         Ok(served?)
@@ -118,9 +124,20 @@ fn router(telemetry: Arc<Telemetry>) -> Router {
         .route("/kinds/{n}", get(spans::kinds))
         .route("/slow/{n}", get(spans::slow))
         .route("/sync-blocking/{n}", get(spans::sync_blocking))
+        .route("/spawn/{n}", get(tasks::spawn))
+        .route("/join-set/{n}", get(tasks::join_set))
+        .route("/spawn-local/{n}", get(tasks::spawn_local))
+        .route("/nested-runtime/{n}", get(tasks::nested_runtime))
+        .route("/block-in-place/{n}", get(tasks::block_in_place))
+        .route("/thread/{n}", get(tasks::std_thread))
+        .route("/select/{n}", get(tasks::select))
+        .route("/worker/{n}", get(tasks::ask_worker))
+        .route("/outlives-as-task/{n}", get(tasks::outlives_as_task))
+        .route("/never-ends-in-task/{n}", get(tasks::never_ends_in_task))
         .route("/panic/{n}", get(panics::handler))
         .route("/panic-sampler/{n}", get(panics::sampler))
         .route("/panic-processor/{n}", get(panics::processor))
+        .route("/ask/{n}", get(calls::ask))
         .route("/echo/{n}", post(wire::echo))
         .route("/stream/{n}", get(wire::stream))
         .route("/early/{n}", post(wire::early))

@@ -12,10 +12,12 @@ use opentelemetry_sdk::error::{OTelSdkError, OTelSdkResult};
 use opentelemetry_sdk::trace::{
     Sampler, SdkTracer, SdkTracerProvider, Span, SpanData, TracerProviderBuilder,
 };
+use tokio::sync::mpsc;
 
 use crate::ids::Counting;
 use crate::panics::{PanickingProcessor, PanickingSampler};
 use crate::sampling::ByName;
+use crate::tasks::Job;
 
 #[derive(Clone, Copy, Debug)]
 pub enum Exporter {
@@ -35,11 +37,13 @@ pub struct Telemetry {
     pub panics_in_sampler: SdkTracer,
     pub panics_in_on_start: SdkTracer,
     pub panics_in_on_end: SdkTracer,
+    /// To the worker that serves all requests.
+    pub jobs: mpsc::Sender<Job>,
     providers: Vec<SdkTracerProvider>,
 }
 
 impl Telemetry {
-    pub fn new(exporter: Exporter) -> Result<Self, Box<dyn Error>> {
+    pub fn new(exporter: Exporter, jobs: mpsc::Sender<Job>) -> Result<Self, Box<dyn Error>> {
         let usual = exporting(exporter)?.build();
         let unsampled = exporting(exporter)?
             .with_sampler(Sampler::AlwaysOff)
@@ -71,6 +75,7 @@ impl Telemetry {
             panics_in_sampler: panics_in_sampler.tracer("lab"),
             panics_in_on_start: panics_in_on_start.tracer("lab"),
             panics_in_on_end: panics_in_on_end.tracer("lab"),
+            jobs,
             providers: vec![
                 usual,
                 unsampled,

@@ -1,4 +1,4 @@
-//! As much of HTTP/1.1 as the server needs.
+//! As much of HTTP/1.1 as the server and its client need.
 
 use std::str;
 
@@ -104,6 +104,38 @@ impl Answer {
             head: head.into_bytes(),
             body: body.into_bytes(),
         }
+    }
+}
+
+/// The head of a response.
+#[derive(Debug, Eq, PartialEq)]
+pub struct ResponseHead {
+    pub length: usize,
+    pub status: u16,
+    /// `None`: until the connection is closed.
+    pub body_length: Option<usize>,
+}
+
+impl ResponseHead {
+    /// Parses the head at the start of `bytes`; `None` when there is none yet.
+    pub fn parse(bytes: &[u8], to_head_request: bool) -> Option<Self> {
+        let end = bytes.windows(4).position(|four| four == b"\r\n\r\n")?;
+        let text = str::from_utf8(&bytes[..end]).ok()?;
+        let mut lines = text.split("\r\n");
+        let status = lines.next()?.split(' ').nth(1)?.parse().ok()?;
+        let body_length = match status {
+            100..200 | 204 | 304 => Some(0),
+            _ if to_head_request => Some(0),
+            _ => lines
+                .filter_map(|line| line.split_once(':'))
+                .find(|(name, _)| name.eq_ignore_ascii_case("content-length"))
+                .and_then(|(_, value)| value.trim().parse().ok()),
+        };
+        Some(Self {
+            length: end + 4,
+            status,
+            body_length,
+        })
     }
 }
 

@@ -2,8 +2,11 @@
 //! one thread with epoll for all of them, and a choice of system calls to read and to write with.
 //!
 //! `GET /n/{n}` makes one root span, `work`, with the attribute `request.number` = n.
+//! `GET /ask/{what}/{n}` asks the peer for `/{what}/{n}` meanwhile, in the same thread, and makes a root `meanwhile`
+//! while the answer is on its way.
 //! `GET /interrupted` says how many system calls failed with EINTR until now.
 
+mod client;
 mod exporter;
 mod http;
 mod io;
@@ -27,7 +30,7 @@ use crate::server::{Mode, Server};
 const USAGE: &str = "\
 usage: sockets [--listen ADDRESS] [--mode thread|epoll]
                [--in read|readv|recvfrom|recvmsg] [--out write|writev|sendto|sendmsg|sendfile]
-               [--work-us N] [--peek] [--dup] [--block-sigurg]
+               [--work-us N] [--peek] [--dup] [--block-sigurg] [--peer ADDRESS|unix:PATH]
 
   --listen ADDRESS  where to listen (default 127.0.0.1:0, port 0 = any)
   --mode NAME       a thread for each connection (default), or one for all with epoll
@@ -37,6 +40,7 @@ usage: sockets [--listen ADDRESS] [--mode thread|epoll]
   --peek            read 24 bytes of a request first, then the rest
   --dup             serve a duplicate of each accepted descriptor, and close the original
   --block-sigurg    block SIGURG in all threads
+  --peer ADDRESS    whom /ask/{what}/{n} asks
 ";
 
 struct Options {
@@ -64,6 +68,7 @@ impl Options {
                 work: Duration::from_micros(args.opt_value_from_str("--work-us")?.unwrap_or(100)),
                 peek: args.contains("--peek"),
                 dup: args.contains("--dup"),
+                peer: args.opt_value_from_str("--peer")?,
             },
         };
         match args.finish().as_slice() {

@@ -11,8 +11,9 @@ use std::time::Duration;
 
 use opentelemetry::KeyValue;
 use opentelemetry::trace::{Span as _, Tracer};
-use opentelemetry_sdk::trace::SdkTracer;
+use opentelemetry_sdk::trace::{SdkTracer, Span};
 
+use crate::client::{Client, Peer};
 use crate::http::{Answer, CONTINUE, Head};
 use crate::io::{Epoll, Input, Output, accept, dup, interrupted, set_nodelay, sleep};
 
@@ -45,10 +46,12 @@ pub struct Options {
     pub work: Duration,
     pub peek: bool,
     pub dup: bool,
+    pub peer: Option<Peer>,
 }
 
 pub struct Server {
     options: Options,
+    client: Option<Client>,
     tracer: SdkTracer,
 }
 
@@ -74,7 +77,15 @@ fn not_accepted(error: &io::Error) {
 
 impl Server {
     pub fn new(options: Options, tracer: SdkTracer) -> Self {
-        Self { options, tracer }
+        let client = options
+            .peer
+            .clone()
+            .map(|peer| Client::new(peer, options.input, options.output));
+        Self {
+            options,
+            client,
+            tracer,
+        }
     }
 
     /// Serves for ever.
@@ -195,6 +206,10 @@ impl Server {
                 self.work(number);
                 ("200 OK", format!("{number}\n"))
             }
+            (None, path) if path.starts_with("/ask/") => match self.ask(path) {
+                Ok(status) => ("200 OK", format!("{status}\n")),
+                Err(error) => ("502 Bad Gateway", format!("{error}\n")),
+            },
             (None, "/healthz") => ("200 OK", "ok\n".to_owned()),
             (None, "/interrupted") => ("200 OK", format!("{}\n", interrupted())),
             _ => ("404 Not Found", "not found\n".to_owned()),
@@ -207,12 +222,32 @@ impl Server {
     }
 
     fn work(&self, number: i64) {
-        let mut span = self.tracer.start("work");
-        span.set_attribute(KeyValue::new("request.number", number));
+        let mut span = self.span("work", number);
         if !self.options.work.is_zero() {
             sleep(self.options.work);
         }
         span.end();
+    }
+
+    /// Asks the peer for what `/ask/{what}/{n}` says; the status of its answer.
+    fn ask(&self, path: &str) -> io::Result<u16> {
+        let parts = path
+            .strip_prefix("/ask/")
+            .and_then(|rest| rest.split_once('/'));
+        let parsed = parts.and_then(|(what, n)| Some((what, n.parse::<i64>().ok()?)));
+        let (Some((what, number)), Some(client)) = (parsed, &self.client) else {
+            return Err(io::ErrorKind::InvalidInput.into());
+        };
+        let mut work = self.span("work", number);
+        let answer = client.ask(what, number, || self.span("meanwhile", number).end());
+        work.end();
+        answer
+    }
+
+    fn span(&self, name: &'static str, number: i64) -> Span {
+        let mut span = self.tracer.start(name);
+        span.set_attribute(KeyValue::new("request.number", number));
+        span
     }
 
     fn send(&self, connection: &Connection, answer: &Answer) -> io::Result<()> {

@@ -21,6 +21,10 @@ class EventKind(IntEnum):
     MANUAL_ROOT = 4
     ADOPTION = 5
     SPAN_SAMPLE = 6
+    CLIENT_SPAN = 7
+    INJECT = 10
+    CARRIED = 9
+    WAKES_WANTED = 8
 
 
 class Counter(IntEnum):
@@ -40,20 +44,27 @@ class Counter(IntEnum):
     RESPONSE_WITHOUT_REQUEST = 11
     TLS = 12
     HTTP2 = 13
-    EXCLUDED = 14
-    UNSAMPLED = 15
-    SERVER_SPANS = 16
-    ROOTS_ADOPTED = 17
-    REMOTE_ADOPTED = 18
-    ROOTS_UNSAMPLED = 19
-    ROOTS_SIGNAL_BLOCKED = 20
-    ROOTS_NO_TRACER = 21
-    ROOTS_OWN_ID = 22
-    ROOTS_UNWRITTEN = 23
-    PARENTS_UNWRITTEN = 24
-    ROOTS_DROPPED = 25
-    MANUAL_SPANS = 26
-    MAX = 27
+    CARRIED_FULL = 14
+    EXCLUDED = 15
+    UNSAMPLED = 16
+    SERVER_SPANS = 17
+    ROOTS_ADOPTED = 18
+    REMOTE_ADOPTED = 19
+    ROOTS_UNSAMPLED = 20
+    ROOTS_SIGNAL_BLOCKED = 21
+    ROOTS_NO_TRACER = 22
+    ROOTS_OWN_ID = 23
+    ROOTS_UNWRITTEN = 24
+    PARENTS_UNWRITTEN = 25
+    ROOTS_DROPPED = 26
+    MANUAL_SPANS = 27
+    CLIENT_SPANS = 28
+    CAUSE_UNKNOWN = 29
+    REQUESTS_INJECTED = 30
+    REQUESTS_OWN = 31
+    REQUESTS_BARE = 32
+    INJECT_REFUSED = 33
+    MAX = 34
 
 
 class Adoption(IntEnum):
@@ -86,6 +97,7 @@ class SpanFrameKind(IntEnum):
 
     SERVER = 1
     MANUAL = 2
+    CLIENT = 3
 
 
 class HttpMethod(IntEnum):
@@ -110,6 +122,15 @@ class HttpEnd(IntEnum):
     CLOSED = 1
     UPGRADED = 2
     UNFRAMED = 3
+    RESET = 4
+    TIMED_OUT = 5
+
+
+class ConnectionRole(IntEnum):
+    """enum connection_role"""
+
+    SERVER = 0
+    CLIENT = 1
 
 
 class OpaqueReason(IntEnum):
@@ -123,6 +144,23 @@ class OpaqueReason(IntEnum):
     RESPONSE_WITHOUT_REQUEST = 6
     BUSY = 7
     QUEUE_FULL = 8
+
+
+class InjectNotice(IntEnum):
+    """enum inject_notice"""
+
+    LET_GO = 1
+    OLD_CONNECTION = 2
+
+
+class Propagator(IntEnum):
+    """enum propagator"""
+
+    TRACECONTEXT = 0
+    BAGGAGE = 1
+    B3 = 2
+    JAEGER = 3
+    MAX = 4
 
 
 class ManualRelation(IntEnum):
@@ -166,7 +204,7 @@ EVENT_HEAD = Struct("<IIQ")
 
 
 class ServerSpanEvent(NamedTuple):
-    """struct server_span_event, 584 bytes"""
+    """struct server_span_event, 592 bytes"""
 
     head_kind: int
     head_pid: int
@@ -176,6 +214,7 @@ class ServerSpanEvent(NamedTuple):
     trace_id_high: int
     span_id: int
     parent_span_id: int
+    server_span_id: int
     task_key: int
     addresses_family: int
     addresses_peer_port: int
@@ -194,14 +233,14 @@ class ServerSpanEvent(NamedTuple):
     excluded: int
     traceparents: int
     target_cut: int
-    pad: int
+    remote: int
     method_name: bytes
     host: bytes
     user_agent: bytes
     target: bytes
 
 
-SERVER_SPAN_EVENT = Struct("<IIQQQQQQQHHHH16s16sHHHHBBBBBBBB16s64s128s256s")
+SERVER_SPAN_EVENT = Struct("<IIQQQQQQQQHHHH16s16sHHHHBBBBBBBB16s64s128s256s")
 
 
 class ConnectionOpaqueEvent(NamedTuple):
@@ -211,7 +250,7 @@ class ConnectionOpaqueEvent(NamedTuple):
     head_pid: int
     head_at: int
     reason: int
-    pad: int
+    role: int
     addresses_family: int
     addresses_peer_port: int
     addresses_local_port: int
@@ -300,8 +339,31 @@ class SpanSampleEvent(NamedTuple):
 SPAN_SAMPLE_EVENT = Struct("<IIQQQQIBBBB448s")
 
 
+class Carried(NamedTuple):
+    """struct carried, 10280 bytes"""
+
+    head_kind: int
+    head_pid: int
+    head_at: int
+    span_id: int
+    tracestate_length: int
+    baggage_length: int
+    at: int
+    end: int
+    part: int
+    state: int
+    members: int
+    tracestate_invalid: int
+    pad: bytes
+    tracestate: bytes
+    baggage: bytes
+
+
+CARRIED = Struct("<IIQQHHHHHBBB3s2048s8192s")
+
+
 class Target(NamedTuple):
-    """struct target, 184 bytes"""
+    """struct target, 200 bytes"""
 
     tokio_task_id: int
     tokio_task_tag: int
@@ -322,7 +384,12 @@ class Target(NamedTuple):
     samples: int
     astray_distance: int
     ends_astray: int
+    has_thread_edges: int
     pad: int
+    wants_wakes: int
+    inject: int
+    said_old_connection: int
+    pad_inject: int
     layout_context_trace_id: int
     layout_context_span_id: int
     layout_context_is_remote: int
@@ -355,7 +422,7 @@ class Target(NamedTuple):
     layout_pad_end: int
 
 
-TARGET = Struct("<QQQIIIIIIIIIIHHIIIIIHHHHHHHHHHHHHHHHHHHHHHIQQQQQII")
+TARGET = Struct("<QQQIIIIIIIIIIHHIIIIHHIIIIHHHHHHHHHHHHHHHHHHHHHHIQQQQQII")
 
 
 class ConnectionKey(NamedTuple):
@@ -378,3 +445,49 @@ class ListeningKey(NamedTuple):
 
 
 LISTENING_KEY = Struct("<II")
+
+
+class OwnExportKey(NamedTuple):
+    """struct own_export_key, 8 bytes"""
+
+    pid: int
+    port: int
+
+
+OWN_EXPORT_KEY = Struct("<II")
+
+
+class OpenRequestKey(NamedTuple):
+    """struct open_request_key, 16 bytes"""
+
+    server_span_id: int
+    pid: int
+    pad: int
+
+
+OPEN_REQUEST_KEY = Struct("<QII")
+
+
+class InjectKey(NamedTuple):
+    """struct inject_key, 16 bytes"""
+
+    cookie: int
+    pid: int
+    pad: int
+
+
+INJECT_KEY = Struct("<QII")
+
+
+class InjectEvent(NamedTuple):
+    """struct inject_event, 32 bytes"""
+
+    head_kind: int
+    head_pid: int
+    head_at: int
+    cookie: int
+    notice: int
+    pad: int
+
+
+INJECT_EVENT = Struct("<IIQQII")

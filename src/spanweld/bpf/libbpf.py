@@ -19,22 +19,9 @@ from spanweld.bpf.keeper import LinkKeeper
 from spanweld.errors import HostError
 from spanweld.model import FileOffset, Pid
 
-BPF_MAP_TYPE_ARRAY = 2
-BPF_F_MMAPABLE = 1024
-BTF_KIND_STRUCT = 4
+BPF_SK_MSG_VERDICT = 7
 
 _PRINT = ctypes.CFUNCTYPE(c_int, c_int, c_char_p, c_void_p)
-
-
-class _UprobeOptions(ctypes.Structure):
-    """struct bpf_uprobe_opts"""
-
-    _fields_ = (
-        ("sz", c_size_t),
-        ("ref_ctr_offset", c_size_t),
-        ("bpf_cookie", c_uint64),
-        ("retprobe", c_bool),
-    )
 
 
 class _MapCreateOptions(ctypes.Structure):
@@ -54,6 +41,18 @@ class _MapCreateOptions(ctypes.Structure):
     )
 
 
+class _UprobeOptions(ctypes.Structure):
+    """struct bpf_uprobe_opts, as far as it is used"""
+
+    _fields_ = (
+        ("sz", c_size_t),
+        ("ref_ctr_offset", c_size_t),
+        ("bpf_cookie", c_uint64),
+        ("retprobe", c_bool),
+        ("func_name", c_char_p),
+    )
+
+
 _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "bpf_object__open_file": (c_void_p, (c_char_p, c_void_p)),
     "bpf_object__load": (c_int, (c_void_p,)),
@@ -61,13 +60,14 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "bpf_object__find_map_by_name": (c_void_p, (c_void_p, c_char_p)),
     "bpf_object__find_program_by_name": (c_void_p, (c_void_p, c_char_p)),
     "bpf_object__next_program": (c_void_p, (c_void_p, c_void_p)),
-    "bpf_object__btf": (c_void_p, (c_void_p,)),
     "bpf_object__btf_fd": (c_int, (c_void_p,)),
-    "btf__find_by_name": (c_int, (c_void_p, c_char_p)),
-    "btf__find_by_name_kind": (c_int, (c_void_p, c_char_p, c_uint32)),
     "bpf_map__fd": (c_int, (c_void_p,)),
     "bpf_map__max_entries": (c_uint32, (c_void_p,)),
     "bpf_map__key_size": (c_uint32, (c_void_p,)),
+    "bpf_map__type": (c_int, (c_void_p,)),
+    "bpf_map__map_flags": (c_uint32, (c_void_p,)),
+    "bpf_map__btf_key_type_id": (c_uint32, (c_void_p,)),
+    "bpf_map__btf_value_type_id": (c_uint32, (c_void_p,)),
     "bpf_map__value_size": (c_uint32, (c_void_p,)),
     "bpf_map__inner_map": (c_void_p, (c_void_p,)),
     "bpf_map__initial_value": (c_void_p, (c_void_p, POINTER(c_size_t))),
@@ -80,6 +80,11 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "bpf_map_delete_elem": (c_int, (c_int, c_void_p)),
     "bpf_map_get_next_key": (c_int, (c_int, c_void_p, c_void_p)),
     "bpf_obj_pin": (c_int, (c_int, c_char_p)),
+    "bpf_map__set_autocreate": (c_int, (c_void_p, c_bool)),
+    "bpf_prog_attach": (c_int, (c_int, c_int, c_int, c_uint32)),
+    "bpf_program__fd": (c_int, (c_void_p,)),
+    "bpf_program__set_autoload": (c_int, (c_void_p, c_bool)),
+    "bpf_program__attach_cgroup": (c_void_p, (c_void_p, c_int)),
     "bpf_program__name": (c_char_p, (c_void_p,)),
     "bpf_program__attach_tracepoint": (c_void_p, (c_void_p, c_char_p, c_char_p)),
     "bpf_program__attach": (c_void_p, (c_void_p,)),
@@ -201,6 +206,17 @@ class BpfMap:
             yield key
 
 
+@dataclass(frozen=True, slots=True)
+class _InnerMap:
+    """What the inner maps of a map of maps are; the types are ids in the object's BTF."""
+
+    form: BpfMap
+    map_type: int
+    flags: int
+    key_type: int
+    value_type: int
+
+
 class Link:
     """An attached program; ``detach`` or the end of the process takes it off.
 
@@ -233,7 +249,8 @@ class BpfObject:
         self._object = library.check_pointer(
             library.bpf_object__open_file(str(path).encode(), None), f"cannot open {path.name}"
         )
-        self._inner_maps: dict[str, BpfMap] = {}
+        self._inner_maps: dict[str, _InnerMap] = {}
+        self.left_out = ""
 
     def __enter__(self) -> BpfObject:
         return self
@@ -261,10 +278,25 @@ class BpfObject:
 
     def expect_inner_maps(self, outer: str) -> None:
         """Notes of what kind the inner maps of ``outer`` are: libbpf forgets it at ``load``."""
-        outer_map = self.library.bpf_object__find_map_by_name(self._object, outer.encode())
-        self._inner_maps[outer] = self._describe(
-            outer, self.library.bpf_map__inner_map(outer_map), closed=True
+        library = self.library
+        outer_map = library.bpf_object__find_map_by_name(self._object, outer.encode())
+        inner = library.bpf_map__inner_map(outer_map)
+        self._inner_maps[outer] = _InnerMap(
+            form=self._describe(outer, inner, closed=True),
+            map_type=library.bpf_map__type(inner),
+            flags=library.bpf_map__map_flags(inner),
+            key_type=library.bpf_map__btf_key_type_id(inner),
+            value_type=library.bpf_map__btf_value_type_id(inner),
         )
+
+    def leave_out(self, programs: Iterable[str], maps: Iterable[str], why: str) -> None:
+        """Does without programs, and maps that only they use; ``left_out`` says why. Only before ``load``."""
+        for name in programs:
+            self.library.bpf_program__set_autoload(self._program(name), False)
+        for name in maps:
+            found = self.library.bpf_object__find_map_by_name(self._object, name.encode())
+            self.library.bpf_map__set_autocreate(found, False)
+        self.left_out = why
 
     def load(self) -> None:
         """Loads every program; HostError with the verifier's last lines if one is refused."""
@@ -279,33 +311,30 @@ class BpfObject:
             ),
         )
 
-    def create_inner_map(self, outer: str, value_type: str) -> BpfMap:
+    def create_inner_map(self, outer: str) -> BpfMap:
         """A new map of the kind that the map of maps ``outer`` takes, with BTF types for bpftool."""
         library = self.library
         inner = self._inner_maps[outer]
-        btf = library.bpf_object__btf(self._object)
         options = _MapCreateOptions(
             sz=ctypes.sizeof(_MapCreateOptions),
             btf_fd=library.bpf_object__btf_fd(self._object),
-            btf_key_type_id=library.check(library.btf__find_by_name(btf, b"__u32"), "no BTF type __u32"),
-            btf_value_type_id=library.check(
-                library.btf__find_by_name_kind(btf, value_type.encode(), BTF_KIND_STRUCT),
-                f"no BTF type {value_type}",
-            ),
-            map_flags=BPF_F_MMAPABLE,
+            btf_key_type_id=inner.key_type,
+            btf_value_type_id=inner.value_type,
+            map_flags=inner.flags,
         )
+        form = inner.form
         fd = library.check(
             library.bpf_map_create(
-                BPF_MAP_TYPE_ARRAY,
+                inner.map_type,
                 outer[:15].encode(),
-                inner.key_size,
-                inner.value_size,
-                inner.max_entries,
+                form.key_size,
+                form.value_size,
+                form.max_entries,
                 ctypes.byref(options),
             ),
             f"cannot make a BPF map {outer}",
         )
-        return BpfMap(library, outer, fd, inner.key_size, inner.value_size, inner.max_entries)
+        return BpfMap(library, outer, fd, form.key_size, form.value_size, form.max_entries)
 
     def pin(self, bpf_map: BpfMap, path: Path) -> None:
         """Pins a map at a path below a bpffs."""
@@ -331,14 +360,33 @@ class BpfObject:
             for tracepoint in tracepoints
         ]
 
+    def attach_cgroup(self, program: str, cgroup: Path) -> Link:
+        """Attaches a program to a cgroup and all below it, beside those of others."""
+        descriptor = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            pointer = self.library.bpf_program__attach_cgroup(self._program(program), descriptor)
+            return Link(
+                self.library, self.library.check_pointer(pointer, f"cannot attach {program} to {cgroup}")
+            )
+        finally:
+            os.close(descriptor)
+
+    def attach_to_sockets(self, program: str, sockets: BpfMap) -> None:
+        """Attaches a program to what is sent by the sockets of a map; it goes with the map."""
+        program_fd = self.library.bpf_program__fd(self._program(program))
+        self.library.check(
+            self.library.bpf_prog_attach(program_fd, sockets.fd, BPF_SK_MSG_VERDICT, 0),
+            f"cannot attach {program} to {sockets.name}",
+        )
+
     def attach_uprobe(
         self,
         program: str,
         pid: Pid,
         image: Path,
         offset: FileOffset,
-        keeper: LinkKeeper | None = None,
         *,
+        keeper: LinkKeeper | None = None,
         cookie: int = 0,
     ) -> Link:
         """Attaches a program to one instruction of an image, in one process.
@@ -347,7 +395,7 @@ class BpfObject:
         """
         options = _UprobeOptions(sz=ctypes.sizeof(_UprobeOptions), bpf_cookie=cookie)
         pointer = self.library.bpf_program__attach_uprobe_opts(
-            self._program(program), pid, str(image).encode(), offset, options
+            self._program(program), pid, str(image).encode(), offset, ctypes.byref(options)
         )
         what = f"cannot attach {program} at {image}+{offset:#x} in process {pid}"
         return Link(self.library, self.library.check_pointer(pointer, what), keeper)

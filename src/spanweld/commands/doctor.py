@@ -19,6 +19,7 @@ from spanweld.agent import load_programs
 from spanweld.bpf.host import Host, look_at_host
 from spanweld.bpf.libbpf import BpfObject
 from spanweld.errors import HostError, SpanweldError
+from spanweld.injection import Injection
 from spanweld.model import FileOffset, Pid
 from spanweld.process.memory import memory_ranges
 from spanweld.settings import Settings, WriteMode
@@ -35,7 +36,8 @@ _CALLS = 20_000
 class Report:
     """All that is found out; ``problem`` is empty where automatic spans work.
 
-    ``writers`` says of each write mode ``works`` or why not; ``auto`` is the one that is taken.
+    ``writers`` says of each write mode ``works`` or why not; ``auto`` is the one that is taken. ``inject``
+    says the same of headers in requests out; empty where the programs could not be loaded.
     ``load_seconds`` is how long the programs take to load; costs are nanoseconds a hit, None where
     they could not be measured. ``uprobe_ns`` is for a function that begins with a push, which the
     kernel emulates, as nearly all functions of optimised builds do; ``uprobe_stepped_ns`` for one
@@ -49,6 +51,7 @@ class Report:
     load_seconds: float | None
     writers: dict[str, str]
     auto: str
+    inject: str
     tracepoint_ns: float | None
     uprobe_ns: float | None
     uprobe_stepped_ns: float | None
@@ -72,7 +75,7 @@ def doctor(as_json: bool) -> int:
 def examine_host() -> Report:
     """Tries what the agent will need; loads the programs and takes them out again."""
     host = look_at_host(mount=True)
-    problem = remedy = libbpf = ""
+    problem = remedy = libbpf = inject = ""
     load_seconds = tracepoint = uprobe = stepped = None
     kernel_refused = kernel_writer.why_not(host)
     try:
@@ -82,6 +85,7 @@ def examine_host() -> Report:
         load_seconds = round(time.monotonic() - began, 3)
         with bpf:
             libbpf = bpf.library.version
+            inject = try_injection(bpf)
             tracepoint = measure_tracepoint(bpf)
             libc = ctypes.CDLL(None)
             uprobe = measure_uprobe(bpf, libc.wctob)
@@ -98,10 +102,31 @@ def examine_host() -> Report:
         load_seconds=load_seconds,
         writers={mode.value: choice.refused.get(mode, "works") for mode in modes},
         auto=choice.mode.value,
+        inject=inject,
         tracepoint_ns=tracepoint,
         uprobe_ns=uprobe,
         uprobe_stepped_ns=stepped,
     )
+
+
+def try_injection(bpf: BpfObject) -> str:
+    """``works``, or why requests out get no headers here."""
+    links = [
+        *bpf.attach_syscalls("http_connect", ["sys_exit_connect"]),
+        *bpf.attach_syscalls("http_in", ["sys_exit_recvfrom"]),
+        *bpf.attach_syscalls("http_out", ["sys_exit_sendto"]),
+    ]
+    try:
+        injection = Injection(bpf)
+        try:
+            return injection.why_not() or "works"
+        finally:
+            injection.close()
+    except HostError as error:
+        return error.message
+    finally:
+        for link in links:
+            link.detach()
 
 
 def measure_tracepoint(bpf: BpfObject) -> float | None:
@@ -163,6 +188,8 @@ def _print(report: Report) -> None:
     for mode, state in report.writers.items():
         chosen = "  [bold](auto takes it)[/]" if mode == report.auto and not report.problem else ""
         table.add_row(f"write {mode}", ("[green]works[/]" if state == "works" else state) + chosen)
+    if report.inject:
+        table.add_row("inject", "[green]works[/]" if report.inject == "works" else report.inject)
     if report.tracepoint_ns is not None:
         table.add_row("cost", f"{report.tracepoint_ns:.0f} ns a read or write of any process on this host")
     if report.uprobe_ns is not None:

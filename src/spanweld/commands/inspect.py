@@ -133,7 +133,8 @@ def to_json(report: Report) -> dict[str, Any]:
         layout = {field.name: getattr(known, field.name) for field in fields(SdkLayout)}
         for name in ("span_data_none", "status_unset", "status_ok"):
             # Beyond 2**53, where many readers of JSON round.
-            layout[name] = hex(layout[name])
+            layout[name] = None if layout[name] is None else hex(layout[name])
+        layout["read_from"] = {name: list(names) for name, names in known.read_from.items()}
         layout["span_kinds"] = {kind.name: value for value, kind in known.span_kinds.items()}
     return {
         "schema": JSON_SCHEMA,
@@ -170,7 +171,7 @@ def to_json(report: Report) -> dict[str, Any]:
                 ],
                 "reason": plan.reason,
             }
-            for plan in report.plan.probes
+            for plan in (*report.plan.probes, *report.plan.tasks)
         ],
         "layout": layout,
         "layout_reason": known if isinstance(known, str) else None,
@@ -220,14 +221,16 @@ def print_report(report: Report, console: Console) -> None:
     layout = report.plan.layout
     if isinstance(layout, SdkLayout):
         line("layout", f"from the {layout.source}, {layout.confidence}")
+        for functions, places in _by_functions(layout).items():
+            console.print(f"  {functions}: {', '.join(places)}")
     elif report.plan.learns:
         line("layout", f"to be learned in the process: {layout}")
     else:
         line("layout", f"none: {layout}")
     line("probes", "")
-    groups = dict.fromkeys(plan.instrumentation for plan in report.plan.probes)
-    for group in groups:
-        plans = [plan for plan in report.plan.probes if plan.instrumentation == group]
+    probes = (*report.plan.probes, *report.plan.tasks)
+    for group in dict.fromkeys(plan.instrumentation for plan in probes):
+        plans = [plan for plan in probes if plan.instrumentation == group]
         tracepoints = sum(plan.probe.place is Place.TRACEPOINT for plan in plans)
         if tracepoints:
             console.print(Text.assemble(f"  {group:<32}", (f"{tracepoints} tracepoints", "green")))
@@ -235,6 +238,14 @@ def print_report(report: Report, console: Console) -> None:
             _print_plan(plan, console)
     style, text = _VERDICTS[report.verdict]
     line("verdict", f"{text} ({report.verdict_reason})", style)
+
+
+def _by_functions(layout: SdkLayout) -> dict[str, list[str]]:
+    """Functions that a layout is read from → the fields that they show, and where."""
+    result: dict[str, list[str]] = {}
+    for name, functions in layout.read_from.items():
+        result.setdefault(", ".join(functions), []).append(f"{name} {getattr(layout, name):#x}")
+    return result
 
 
 def _language(facts: ImageFacts) -> str:

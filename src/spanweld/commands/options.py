@@ -14,12 +14,15 @@ from spanweld.messages import warn
 from spanweld.plan import NO_OTHER_GENERATORS
 from spanweld.settings import (
     AdoptMode,
+    InjectMode,
     Settings,
     WriteMode,
     batch_from_environment,
     otlp_endpoint_is_set,
     otlp_from_environment,
+    parse_baggage_attributes,
     parse_key_values,
+    propagators_from_environment,
     sampler_from_environment,
 )
 
@@ -56,12 +59,29 @@ def tracing_options(function: Function) -> Function:
             help="Parent of a manual root: the innermost active span, or always the server span.",
         ),
         click.option(
+            "--inject",
+            type=click.Choice([mode.value for mode in InjectMode]),
+            default=InjectMode.AUTO.value,
+            envvar="SPANWELD_INJECT",
+            show_default=True,
+            help="Whether requests that the service sends get a traceparent header, unless it wrote one. "
+            "auto: where a trial at start shows that this kernel does not harm transfers.",
+        ),
+        click.option(
             "--exclude-path",
             "exclude_paths",
             multiple=True,
             envvar="SPANWELD_EXCLUDE_PATH",
             metavar="PATH",
             help="Leave requests to this path alone, /healthz or /internal/*; repeatable.",
+        ),
+        click.option(
+            "--baggage-attributes",
+            default="",
+            envvar="SPANWELD_BAGGAGE_ATTRIBUTES",
+            metavar="KEY,...|*",
+            help="Members of a request's baggage that become attributes of automatic spans: these, or all. "
+            "Who calls the service chooses what they say.",
         ),
     )
     for option in reversed(options):
@@ -70,7 +90,13 @@ def tracing_options(function: Function) -> Function:
 
 
 def make_settings(
-    exports: tuple[str, ...], write: str, adopt: str, exclude_paths: tuple[str, ...]
+    exports: tuple[str, ...],
+    write: str,
+    adopt: str,
+    exclude_paths: tuple[str, ...],
+    baggage_attributes: str,
+    *,
+    inject: str,
 ) -> Settings:
     """Flags over environment over defaults; UsageError for what cannot be meant."""
     environ = os.environ
@@ -79,12 +105,15 @@ def make_settings(
         exports=exports or default,
         write=WriteMode(write),
         adopt=AdoptMode(adopt),
+        inject=InjectMode(inject),
         exclude_paths=exclude_paths,
         service_name=environ.get("OTEL_SERVICE_NAME") or None,
         resource_attributes=parse_key_values(
             environ.get("OTEL_RESOURCE_ATTRIBUTES", ""), "OTEL_RESOURCE_ATTRIBUTES", warn
         ),
         sampler=sampler_from_environment(environ),
+        propagators=propagators_from_environment(environ),
+        baggage_attributes=parse_baggage_attributes(baggage_attributes),
         batch=batch_from_environment(environ, warn),
         otlp=otlp_from_environment(environ, warn),
     )

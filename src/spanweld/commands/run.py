@@ -44,7 +44,9 @@ def run(
     exports: tuple[str, ...],
     write: str,
     adopt: str,
+    inject: str,
     exclude_paths: tuple[str, ...],
+    baggage_attributes: str,
     user_text: str | None,
     command: tuple[str, ...],
 ) -> int:
@@ -57,7 +59,7 @@ def run(
     The service keeps its output, gets the signals that spanweld gets, and its exit code becomes
     spanweld's. Requests appear as trees on standard output unless an OTLP endpoint is set.
     """
-    settings = make_settings(exports, write, adopt, exclude_paths)
+    settings = make_settings(exports, write, adopt, exclude_paths, baggage_attributes, inject=inject)
     user = resolve_user(user_text) if user_text else sudo_user(os.environ)
     program = find_program(command[0], os.environ)
     plan = make_plan(program)

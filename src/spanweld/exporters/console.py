@@ -324,7 +324,7 @@ def _rows(tree: _Tree, glyphs: _Glyphs) -> list[_Row]:
 
 
 def _http_name(span: Span) -> str | None:
-    """``HTTP POST /api/users`` for an automatic HTTP span; of a request out also the server."""
+    """``HTTP POST /api/users`` for an automatic HTTP span; of a request out the URL."""
     if span.origin is not Origin.AUTOMATIC:
         return None
     attributes = span.attributes
@@ -338,8 +338,8 @@ def _http_name(span: Span) -> str | None:
             url = urlsplit(str(attributes.get("url.full", "")))
         except ValueError:
             url = urlsplit("")
-        server = url.netloc.rpartition("@")[2] or str(attributes.get("server.address", ""))
-        path = server + (path or url.path)
+        server = url.netloc.rpartition("@")[2]
+        path = f"{url.scheme}://{server}{url.path}" if server else str(attributes.get("server.address", ""))
     return f"HTTP {method} {path}" if path else f"HTTP {method}"
 
 

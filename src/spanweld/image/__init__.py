@@ -4,19 +4,20 @@ from spanweld.image.code import FirstInstruction, find_returns, first_instructio
 from spanweld.image.elf import Image, Section, Segment
 from spanweld.image.facts import ImageFacts, analyse, examine
 from spanweld.image.language import Language
-from spanweld.image.locate import locate
-from spanweld.image.stripped import SdkFunctions, SpanArguments, find_sdk_functions, find_span_arguments
+from spanweld.image.locate import locate, sdk_functions
+from spanweld.image.stripped import SpanArguments, find_span_arguments
 from spanweld.image.symbols import FoundBy, Function, find_functions, find_many
+from spanweld.image.tasks import IdPlace, find_new_task_ids, find_wakers
 from spanweld.image.tls import TaskIdOffset, find_task_id_offset
 
 __all__ = [
     "FirstInstruction",
     "FoundBy",
     "Function",
+    "IdPlace",
     "Image",
     "ImageFacts",
     "Language",
-    "SdkFunctions",
     "Section",
     "Segment",
     "SpanArguments",
@@ -25,10 +26,12 @@ __all__ = [
     "examine",
     "find_functions",
     "find_many",
+    "find_new_task_ids",
     "find_returns",
-    "find_sdk_functions",
     "find_span_arguments",
     "find_task_id_offset",
+    "find_wakers",
     "first_instruction",
     "locate",
+    "sdk_functions",
 ]

@@ -92,6 +92,15 @@ def _target(image: Image, jump: x86.Instruction) -> int | None:
     return None
 
 
+def jumped_to(image: Image, function: Function) -> Function | None:
+    """What a function goes on to that does nothing but jump, as to another crate's; None for any other."""
+    first = next(iter(decode(image, function)), None)
+    if first is None or first.mnemonic != x86.Mnemonic.JMP:
+        return None
+    target = _target(image, first)
+    return find_function_at(image, target) if target is not None else None
+
+
 def first_instruction(image: Image, function: Function) -> FirstInstruction | None:
     """What the first instruction of a function does; None where the bytes there are no instruction."""
     code = image.read_memory(function.address, 15)

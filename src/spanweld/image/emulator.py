@@ -75,8 +75,8 @@ class Machine:
         limit: int,
         *,
         after_marked: int | None = None,
-    ) -> None:
-        """Call the function at ``address`` and end when it returns.
+    ) -> int:
+        """Call the function at ``address`` and end when it returns; the result is what is in rax then.
 
         At most ``limit`` instructions; what can not be run is an EmulationError. With ``after_marked``,
         this many instructions after the marker came into the block are enough, and no more are needed.
@@ -88,15 +88,15 @@ class Machine:
         self._ip = address
         for _ in range(limit):
             if self._ip == _RETURN_ADDRESS:
-                return
+                return self._get_register(_R.RAX)
             if after_marked is not None and self._marker in self._written:
                 if after_marked == 0:
-                    return
+                    return self._get_register(_R.RAX)
                 after_marked -= 1
                 try:
                     self._step()
                 except EmulationError:
-                    return
+                    return self._get_register(_R.RAX)
             else:
                 self._step()
         raise EmulationError(f"no end after {limit} instructions")
@@ -424,6 +424,9 @@ class Machine:
             condition.LE: less or self._zero,
             condition.G: not (less or self._zero),
         }
+        if code not in values:
+            # jrcxz and loop
+            raise EmulationError("a branch on a register")
         return values[code]
 
 

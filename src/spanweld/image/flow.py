@@ -6,11 +6,14 @@ ways through the code meet, only what all of them agree on is kept; what a loop 
 begin is not asked, nor what comes right after a call, which may never return, if there is another way.
 So the result is evidence of what the function is, and no proof of what it does. Code that only an
 unwinding panic reaches is left out.
+
+``follow_all`` asks the other question: what *may* come to a place. Where ways meet, all that any of them
+brings is kept (``OneOf``), also what comes after a call.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -35,6 +38,11 @@ _MAX_COPY = 1 << 12
 # More than any function of the SDK has; a hostile file shall not take long.
 _MAX_KNOWN = 1 << 10
 _MAX_DEPTH = 6
+# Of a struct that an argument points to; of what may be in one place.
+_MAX_POINTED = 1 << 9
+# Entries of states that are looked through for that, in one function.
+_MAX_SCANNED = 1 << 19
+_MAX_OPTIONS = 6
 
 STACK = -1
 """The base of addresses on the function's own stack."""
@@ -83,7 +91,29 @@ class Parts:
     items: tuple[tuple[int, Value, int], ...]
 
 
-Value = Pointer | Loaded | Called | Number | Parts
+@dataclass(frozen=True, slots=True)
+class Bits:
+    """Something of which single bits are set or cleared: ``x | ones``, ``x & ~zeros``."""
+
+    ones: int
+    zeros: int
+
+
+@dataclass(frozen=True, slots=True)
+class OneOf:
+    """What may be in a place, by different ways; something unknown may be there, too."""
+
+    options: frozenset[Value]
+
+
+Value = Pointer | Loaded | Called | Number | Parts | Bits | OneOf
+
+
+def options(value: Value | None) -> frozenset[Value]:
+    """All that a value may be, as far as it is known."""
+    if value is None:
+        return frozenset()
+    return value.options if isinstance(value, OneOf) else frozenset((value,))
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,13 +133,15 @@ class Access:
 class Call:
     """One call. ``target`` is a function's address, or ``slot`` the place that the target is loaded from.
 
-    ``arguments`` are the six registers of arguments as they are then.
+    ``arguments`` are the six registers of arguments as they are then. ``pointed`` is what is known of the
+    stack behind those of them that point there, as writes to the arguments; ``follow_all`` alone has it.
     """
 
     address: int
     target: int | None
     slot: Loaded | None
     arguments: tuple[Value | None, ...]
+    pointed: tuple[Access, ...] = ()
 
 
 @dataclass(slots=True)
@@ -139,7 +171,16 @@ _State = dict[tuple[int, int], tuple[Value, int]]
 
 def follow(image: Image, function: Function, resolve: Callable[[int], int | None]) -> Flow:
     """Walk over a function. ``resolve`` gives the address that the loader stores in a slot."""
-    walk = _Walk(resolve, range(function.address, function.address + function.size))
+    return _follow(image, function, _Walk(resolve, function, keeps_all=False))
+
+
+def follow_all(image: Image, function: Function, resolve: Callable[[int], int | None]) -> Flow:
+    """The same, with all that may be in each place."""
+    return _follow(image, function, _Walk(resolve, function, keeps_all=True))
+
+
+def _follow(image: Image, function: Function, walk: _Walk) -> Flow:
+    meet = _either if walk.keeps_all else _common
     blocks = _split(decode(image, function))
     order = _order(blocks, function.address)
     arriving: dict[int, _State] = {function.address: walk.known}
@@ -149,6 +190,8 @@ def follow(image: Image, function: Function, resolve: Callable[[int], int | None
     dispatched: _State | None = None
     for start in order:
         state = arriving.get(start, after_call.get(start))
+        if walk.keeps_all and start in arriving and start in after_call:
+            state = _either(arriving[start], after_call[start])
         if state is None:
             if dispatched is None:
                 continue
@@ -160,9 +203,9 @@ def follow(image: Image, function: Function, resolve: Callable[[int], int | None
         states = after_call if block.ends_in_call else arriving
         for successor in block.successors:
             before = states.get(successor)
-            states[successor] = walk.known if before is None else _common(before, walk.known)
+            states[successor] = walk.known if before is None else meet(before, walk.known)
         if block.is_dispatch:
-            dispatched = walk.known if dispatched is None else _common(dispatched, walk.known)
+            dispatched = walk.known if dispatched is None else meet(dispatched, walk.known)
     return walk.flow
 
 
@@ -224,10 +267,12 @@ def _order(blocks: dict[int, _Block], entry: int) -> list[int]:
 
 
 class _Walk:
-    def __init__(self, resolve: Callable[[int], int | None], inside: range) -> None:
+    def __init__(self, resolve: Callable[[int], int | None], function: Function, *, keeps_all: bool) -> None:
         self.flow = Flow()
+        self.keeps_all = keeps_all
+        self._may_scan = _MAX_SCANNED
         self._resolve = resolve
-        self._inside = inside
+        self._inside = range(function.address, function.address + function.size)
         self._infos = x86.InstructionInfoFactory()
         self.known: _State = {
             (register, 0): (Pointer(number, 0), 8) for number, register in enumerate(_ARGUMENTS)
@@ -264,7 +309,8 @@ class _Walk:
             if place is not None:
                 slot = _load(place[0], place[1], 8)
         arguments = tuple(self._get(register) for register in _ARGUMENTS)
-        return Call(instruction.ip, target, slot, arguments)
+        pointed = tuple(self._pointed(arguments)) if self.keeps_all else ()
+        return Call(instruction.ip, target, slot, arguments, pointed)
 
     def _call(self, instruction: x86.Instruction) -> None:
         call = self._called(instruction)
@@ -276,6 +322,18 @@ class _Walk:
             del self.known[key]
         self._set(_R.RAX, Called(instruction.ip, 0))
         self._set(_R.RDX, Called(instruction.ip, 1))
+
+    def _pointed(self, arguments: tuple[Value | None, ...]) -> Iterator[Access]:
+        for number, argument in enumerate(arguments):
+            for pointer in options(argument):
+                if not isinstance(pointer, Pointer) or pointer.base >= 0:
+                    continue
+                self._may_scan -= len(self.known)
+                if self._may_scan < 0:
+                    return
+                for (base, offset), (value, size) in self.known.items():
+                    if base == pointer.base and 0 <= offset - pointer.offset < _MAX_POINTED:
+                        yield Access(Pointer(number, 0), offset - pointer.offset, size, value)
 
     def _copy(self, to: Value | None, source: Value | None, size: Value | None) -> None:
         if not (isinstance(source, Pointer) and isinstance(size, Number)):
@@ -329,6 +387,14 @@ class _Walk:
         if mnemonic == _M.AND and instruction.op0_register == _R.RSP:
             self._set(_R.RSP, Pointer(_ALIGNED_STACK, 0))
             return
+        if mnemonic in (_M.OR, _M.AND) and self._change_bits(instruction):
+            return
+        if mnemonic in _CONDITIONAL_MOVES and self.keeps_all:
+            old, new = self._get(instruction.op0_register), self._source(instruction, 1)
+            self._set(instruction.op0_register, _any_of(old, new))
+            return
+        if mnemonic in _JOINS and self._join(instruction):
+            return
         if mnemonic == _M.CMP and _is_immediate(instruction.op1_kind):
             value = self._source(instruction, 0)
             if value is not None:
@@ -361,6 +427,31 @@ class _Walk:
             amount = -amount
         pointer = Pointer(value.base, value.offset + amount)
         self._set(instruction.op0_register, pointer)
+        return True
+
+    def _change_bits(self, instruction: x86.Instruction) -> bool:
+        if instruction.op0_kind != x86.OpKind.REGISTER or not _is_immediate(instruction.op1_kind):
+            return False
+        number = int(instruction.immediate(1))
+        is_or = instruction.mnemonic == _M.OR
+        size = x86.RegisterExt.size(instruction.op0_register)
+        ones, zeros = (number, 0) if is_or else (0, ~number)
+        mask = (1 << 8 * size) - 1
+        self._set(instruction.op0_register, Bits(ones & mask, zeros & mask))
+        return True
+
+    def _join(self, instruction: x86.Instruction) -> bool:
+        """Two words become the halves of a wide register."""
+        if instruction.op_kind(instruction.op_count - 1) != x86.OpKind.REGISTER:
+            return False
+        low = self._get(instruction.op_register(instruction.op_count - 2))
+        high = self._get(instruction.op_register(instruction.op_count - 1))
+        items = tuple(
+            (distance, value, _WORD)
+            for distance, value in ((0, low), (_WORD, high))
+            if value is not None and not isinstance(value, Parts)
+        )
+        self._set(instruction.op0_register, Parts(items) if items else None)
         return True
 
     def _other(self, instruction: x86.Instruction) -> None:
@@ -442,6 +533,11 @@ class _Walk:
             for distance, part, width in value.items:
                 self._store(base, offset + distance, width, part)
             return
+        if self.keeps_all and isinstance(value, Number) and size == 2:
+            # By another way two flags may come there one by one.
+            for number in range(size):
+                self._store(base, offset + number, 1, Number(value.value >> 8 * number & 0xFF))
+            return
         if not isinstance(base, Pointer) or base.base >= 0:
             self.flow.writes.append(Access(base, offset, size, value))
             return
@@ -487,6 +583,28 @@ def _common(one: _State, other: _State) -> _State:
     return {key: value for key, value in one.items() if other.get(key) == value}
 
 
+def _either(one: _State, other: _State) -> _State:
+    """All that either has; what would be too much of it, or of another size, is forgotten."""
+    result = dict(one)
+    for key, (value, size) in other.items():
+        before = result.setdefault(key, (value, size))
+        if before == (value, size):
+            continue
+        both = _any_of(before[0], value)
+        if both is None or before[1] != size:
+            del result[key]
+        else:
+            result[key] = both, size
+    return result
+
+
+def _any_of(one: Value | None, other: Value | None) -> Value | None:
+    both = options(one) | options(other)
+    if not both or len(both) > _MAX_OPTIONS:
+        return None
+    return OneOf(both) if len(both) > 1 else next(iter(both))
+
+
 _BRANCHES = frozenset((x86.FlowControl.CONDITIONAL_BRANCH, x86.FlowControl.UNCONDITIONAL_BRANCH))
 _CALLS = frozenset((x86.FlowControl.CALL, x86.FlowControl.INDIRECT_CALL))
 _GOING_ON = frozenset((x86.FlowControl.NEXT, *_CALLS))
@@ -499,6 +617,13 @@ _MOVES = frozenset(
     )
 )
 _PLAIN = (x86.OpKind.REGISTER, x86.OpKind.MEMORY)
+_CONDITIONAL_MOVES = frozenset(
+    (
+        *(_M.CMOVE, _M.CMOVNE, _M.CMOVA, _M.CMOVAE, _M.CMOVB, _M.CMOVBE, _M.CMOVG, _M.CMOVGE, _M.CMOVL),
+        *(_M.CMOVLE, _M.CMOVS, _M.CMOVNS, _M.CMOVO, _M.CMOVNO, _M.CMOVP, _M.CMOVNP),
+    )
+)
+_JOINS = frozenset((_M.PUNPCKLQDQ, _M.VPUNPCKLQDQ))
 _STRING_MOVES = {_M.MOVSB: 1, _M.MOVSQ: 8}
 READING = frozenset(
     (x86.OpAccess.READ, x86.OpAccess.COND_READ, x86.OpAccess.READ_WRITE, x86.OpAccess.READ_COND_WRITE)

@@ -193,6 +193,18 @@ def find_task_functions(image: Image, limit: int) -> list[TaskFunctions]:
     return result
 
 
+def find_task_vtables(image: Image) -> list[int]:
+    """Addresses of what looks like vtables of tokio's tasks."""
+    table = FunctionTable(image)
+    pointers = Pointers(image)
+    result = []
+    for address in pointers.find(_TASK_DISTANCES):
+        words = pointers.words(address - 8 * _TASK_METHODS, _TASK_METHODS)
+        if words is not None and all(map(table.is_start, words)):
+            result.append(address - 8 * _TASK_METHODS)
+    return result
+
+
 @dataclass(frozen=True, slots=True)
 class _Builder:
     """``build_with_context``, or what it is inlined in.

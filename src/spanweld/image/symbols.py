@@ -19,7 +19,7 @@ from spanweld.image.unwind import FunctionTable
 from spanweld.model import FileOffset, VirtAddr
 
 _SYMBOL = struct.Struct("<IBBHQQ")
-_STT_FUNC, _STT_TLS = 2, 6
+_STT_OBJECT, _STT_FUNC, _STT_TLS = 1, 2, 6
 _SHT_SYMTAB, _SHT_DYNSYM = 2, 11
 _SHN_LORESERVE = 0xFF00
 _MAX_TABLE = 1 << 27
@@ -121,6 +121,13 @@ def find_function_at(image: Image, address: int) -> Function | None:
                 if info & 15 == _STT_FUNC and length > (found.size if found else 0):
                     found = Function("", VirtAddr(address), length, offset)
     return found
+
+
+def find_objects(image: Image, pattern: str) -> list[VirtAddr]:
+    """Addresses of all static variables whose canonical path matches ``pattern``, ascending."""
+    compiled = {pattern: _compile(pattern)}
+    found = _symbols(image, compiled, _STT_OBJECT)
+    return sorted({VirtAddr(value) for name, value, _ in found if compiled[pattern].fullmatch(name)})
 
 
 def _index(values: list[int], value: int, start: int) -> int:

@@ -1,10 +1,11 @@
-"""Where the SDK's structs keep their fields: from an image's own debug information, else by version.
+"""Where the SDK's structs keep their fields: by an image's own debug information, its versions, or its code.
 
 ``database.json`` is generated (``tools/layouts/generate.py``) from the compiler's debug information
 for crate version, compiler and target. ``repr(Rust)`` lets each compiler order fields as it likes, so
 an entry is certain only for the compilers that it was generated with; for others it is what is
 expected, and nothing may be written to a process before an id that the SDK has just made was read back
-where the layout says.
+where the layout says. So it is asked for only where the machine code does not say the same (``code``), and
+not at all where that says otherwise.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from enum import IntEnum
 from importlib import resources
 from typing import Any
@@ -20,6 +21,7 @@ from typing import Any
 from spanweld.image.elf import Image
 from spanweld.image.facts import ImageFacts
 from spanweld.image.stripped import ExportedData
+from spanweld.layouts.code import SPAN_KINDS, CodeError, derive
 from spanweld.layouts.dwarf import LayoutError
 from spanweld.layouts.span import describe
 from spanweld.model import SpanKind
@@ -31,6 +33,7 @@ _VALUES_OF_EXPORTED = frozenset(
 )
 _ALIGNMENT = 16
 _FIRST_SDK = (0, 18, 0)
+_CERTAIN = "certain"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,45 +62,50 @@ class SdkLayout:
       at a span's end; None where that is not known.
 
     ``sdk`` and ``rustc`` are what the entry was generated with, or of the image itself (None: not known).
-    ``source`` is where it comes from: ``debug information`` or ``database``. ``confidence`` is how certain
-    it is for the asked versions: one of the words ``certain``, ``high``, ``medium`` and ``low``, then why.
+    ``source`` is where it comes from: ``debug information``, ``database`` or ``code``. ``confidence`` is how
+    certain it is for the asked versions: one of the words ``certain``, ``high``, ``medium`` and ``low``, then
+    why.
+
+    From the code comes what the code shows, and all else is None: at least the places of ids, flags, parent
+    and start time are there. ``read_from`` has, for each field of it, the functions that show it; it is empty
+    for the other sources.
     """
 
     sdk: str | None
     rustc: str | None
     target: str
-    span_size: int
+    span_size: int | None
     span_context: int
-    context_size: int
+    context_size: int | None
     context_trace_id: int
     context_span_id: int
     context_is_remote: int
     context_flags: int
-    span_data: int
-    span_data_size: int
-    span_data_none: int
+    span_data: int | None
+    span_data_size: int | None
+    span_data_none: int | None
     span_parent_id: int
     span_parent_is_remote: int | None
-    span_name_pointer: int
-    span_name_length: int
-    span_name_owned_pointer: int
-    span_name_owned_length: int
+    span_name_pointer: int | None
+    span_name_length: int | None
+    span_name_owned_pointer: int | None
+    span_name_owned_length: int | None
     span_name_tag: int | None
     span_name_borrowed: int | None
-    span_kind: int
+    span_kind: int | None
     span_kinds: Mapping[int, SpanKind]
     span_start_seconds: int
     span_start_nanos: int
-    span_end_seconds: int
-    span_end_nanos: int
-    span_status: int
-    span_status_size: int
-    status_unset: int
-    status_ok: int
-    status_description_pointer: int
-    status_description_length: int
-    status_description_owned_pointer: int
-    status_description_owned_length: int
+    span_end_seconds: int | None
+    span_end_nanos: int | None
+    span_status: int | None
+    span_status_size: int | None
+    status_unset: int | None
+    status_ok: int | None
+    status_description_pointer: int | None
+    status_description_length: int | None
+    status_description_owned_pointer: int | None
+    status_description_owned_length: int | None
     status_description_tag: int | None
     status_description_borrowed: int | None
     end_argument_none_nanos: int | None
@@ -108,6 +116,20 @@ class SdkLayout:
     exported: Mapping[str, int | None] | None
     source: str
     confidence: str
+    read_from: Mapping[str, tuple[str, ...]]
+
+    @property
+    def shows_spans(self) -> bool:
+        """Whether it is enough to show a span, with its name, its kind, its status and its end."""
+        ends = self.end_argument_none_nanos is not None or self.end_argument_tag is not None
+        shown = (
+            self.span_name_pointer,
+            self.span_name_length,
+            self.span_kind,
+            self.span_status,
+            self.status_ok,
+        )
+        return ends and None not in shown
 
     def of_exported_data(self) -> SdkLayout | None:
         """The same for exported data, which is always there: ``span_data_size`` is 0."""
@@ -122,15 +144,22 @@ class SdkLayout:
         data = self.of_exported_data()
         if data is None or self.exported is None:
             return None
+        name, description = data.span_name_owned_pointer, data.status_description_owned_pointer
+        if name is None or description is None:
+            return None
         places = [
             place
-            for name, place in self.exported.items()
-            if place is not None and name not in _VALUES_OF_EXPORTED
+            for field, place in self.exported.items()
+            if place is not None and field not in _VALUES_OF_EXPORTED
         ]
         return ExportedData(
-            texts=(data.span_name_owned_pointer, data.status_description_owned_pointer),
+            texts=(name, description),
             size=(max(places) | _ALIGNMENT - 1) + 1,
         )
+
+
+# What the code may not show.
+_MAY_BE_ABSENT = tuple(field.name for field in fields(SdkLayout) if field.type == "int | None")
 
 
 def sdk_versions(facts: ImageFacts) -> tuple[str, ...]:
@@ -143,8 +172,19 @@ def sdk_versions(facts: ImageFacts) -> tuple[str, ...]:
 def layout_of(image: Image, facts: ImageFacts) -> SdkLayout | str:
     """The layout for an image, or a sentence that says why there is none.
 
-    The image's own debug information decides where it describes the type, else ``lookup``.
+    The image's own debug information decides where it describes the type, then an entry of the database for
+    just these versions. What else the database has must be what the code of the image shows, as far
+    as that goes; where the database has nothing, the code decides alone.
     """
+    known = known_layout(image, facts)
+    versions = sdk_versions(facts)
+    if len(versions) != 1 or (isinstance(known, SdkLayout) and known.confidence.startswith(_CERTAIN)):
+        return known
+    return _with_code(image, facts, versions[0], known)
+
+
+def known_layout(image: Image, facts: ImageFacts) -> SdkLayout | str:
+    """The layout by the image's own debug information, else by its versions; a sentence why there is none."""
     versions = sdk_versions(facts)
     if len(versions) > 1:
         return f"the image has several versions of opentelemetry_sdk in it: {', '.join(versions)}"
@@ -160,7 +200,40 @@ def layout_of(image: Image, facts: ImageFacts) -> SdkLayout | str:
         rustc=described.rustc or facts.rustc,
         target=facts.target,
         source="debug information",
-        confidence="certain: what the compiler says of this very build",
+        confidence=f"{_CERTAIN}: what the compiler says of this very build",
+    )
+
+
+def _with_code(image: Image, facts: ImageFacts, sdk: str, known: SdkLayout | str) -> SdkLayout | str:
+    """What the code shows, completed by what is known of other versions if that is no other layout."""
+    try:
+        shown = derive(image)
+    except CodeError as error:
+        if isinstance(known, SdkLayout):
+            return known
+        return f"{known}, and its code does not tell: {error}"
+    values: dict[str, Any] = dict.fromkeys(_MAY_BE_ABSENT)
+    confidence = f"{_CERTAIN}: what {len(set().union(*shown.read_from.values()))} of the SDK's functions do"
+    if isinstance(known, SdkLayout):
+        for name, value in shown.values.items():
+            expected = getattr(known, name)
+            if expected != value:
+                there = "nowhere" if expected is None else f"at {expected:#x}"
+                return (
+                    f"the code has {name} at {value:#x}, and the database, "
+                    f"{known.confidence.partition(': ')[2]}, has it {there}"
+                )
+        values |= {name: getattr(known, name) for name in (*_MAY_BE_ABSENT, "exported")}
+        confidence += f"; what they do not show: {known.confidence}"
+    kinds = {kind.name: number for number, kind in enumerate(SPAN_KINDS)}
+    return make_layout(
+        {"exported": None, **values, **shown.values, "span_kinds": kinds},
+        sdk=sdk,
+        rustc=facts.rustc,
+        target=facts.target,
+        source="code",
+        confidence=confidence,
+        read_from=shown.read_from,
     )
 
 
@@ -268,6 +341,7 @@ def make_layout(
     target: str,
     source: str,
     confidence: str,
+    read_from: Mapping[str, tuple[str, ...]] | None = None,
 ) -> SdkLayout:
     """A layout from its fields as the database and debug information have them."""
     kinds = {value: SpanKind[kind] for kind, value in values["span_kinds"].items()}
@@ -278,6 +352,7 @@ def make_layout(
         target=target,
         source=source,
         confidence=confidence,
+        read_from=read_from or {},
     )
 
 

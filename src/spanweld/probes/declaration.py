@@ -13,11 +13,16 @@ from spanweld.model import Span, SpanContext, SpanId
 
 
 class Place(Enum):
-    """Where in a function, or that the program's own section names a tracepoint."""
+    """Where in a function, or that the program's own section names a tracepoint, or what sockets do.
+
+    ``NEW_TASK``: wherever a task of tokio's gets its id; the program is told in which register it is.
+    """
 
     ENTRY = "entry"
     RETURNS = "returns"
+    NEW_TASK = "new task"
     TRACEPOINT = "tracepoint"
+    SOCKETS = "sockets"
 
 
 class Seen(Enum):
@@ -51,12 +56,13 @@ class Probe:
     """One BPF program and its place.
 
     ``symbol`` is the demangled path of a function, without hash, as ``image.find_functions`` takes it;
-    None for a tracepoint. ``since`` and ``before`` bound the releases of the crate that have the function
-    under this path. ``seen`` are the ways of seeing spans that need it; none: it is always needed.
+    None for a tracepoint and for sockets. ``since`` and ``before`` bound the releases of the crate that have
+    the function under this path. ``seen`` are the ways of seeing spans that need it; none: always.
     ``returned_early``: the stop writer makes the function return at its first
     instruction, which must allow it. ``until_verified``: taken off once the layout is verified, unless
     spans are built late. ``tracepoints`` are those of system calls (``sys_exit_read``) that a program serves;
     none: the one that its section names. ``for_stop_writer``: a tracepoint that only the stop writer needs.
+    ``when_asked``: attached to a target once a program has said that it is needed (``WakesWanted``).
     """
 
     program: str
@@ -69,6 +75,7 @@ class Probe:
     until_verified: bool = False
     tracepoints: tuple[str, ...] = ()
     for_stop_writer: bool = False
+    when_asked: bool = False
 
     def fits(self, release: Release, seen: Seen) -> bool:
         """Whether it is needed with this release of the crate, where spans are seen so."""
@@ -81,7 +88,7 @@ class Probe:
 
 @dataclass(frozen=True, slots=True)
 class ConnectionOpaque:
-    """A connection is not followed any more; ``peer`` is ``address:port``."""
+    """A connection is not followed any more; ``peer`` is its address, with its port if it is the server."""
 
     reason: str
     peer: str
@@ -118,7 +125,43 @@ class SpanSample:
     memory: bytes
 
 
-Decoded = Span | ConnectionOpaque | ManualRoot | AdoptionChanged | SpanSample
+@dataclass(frozen=True, slots=True)
+class SocketLetGo:
+    """A socket of the target needs no headers any more; ``cookie`` is the kernel's number of it."""
+
+    cookie: int
+
+
+@dataclass(frozen=True, slots=True)
+class OldConnection:
+    """A request went out on a connection that is older than the agent, without a header."""
+
+
+@dataclass(frozen=True, slots=True)
+class RequestCarried:
+    """What a request brought besides its parent; its server span has just begun."""
+
+    server_span_id: SpanId
+    trace_state: str
+    baggage: str
+
+
+@dataclass(frozen=True, slots=True)
+class WakesWanted:
+    """Who wakes which task is needed from now on, to tell what causes the target's requests out."""
+
+
+Decoded = (
+    Span
+    | ConnectionOpaque
+    | ManualRoot
+    | AdoptionChanged
+    | SpanSample
+    | RequestCarried
+    | SocketLetGo
+    | OldConnection
+    | WakesWanted
+)
 Decoder = Callable[[bytes, Clock, Mapping[int, int]], Decoded]
 """Takes an event's bytes, the clock, and the target's table from stored span kind to SpanKind."""
 

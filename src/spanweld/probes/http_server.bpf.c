@@ -1,14 +1,15 @@
 /*
- * HTTP server: server spans from the socket traffic of a target, by system call tracepoints, with
- * no symbol of the target.
+ * HTTP: server spans and client spans from the socket traffic of a target, by system call tracepoints,
+ * with no symbol of the target. One parser for both: http_connection.bpf.h says how a client's
+ * connection is looked at, http_client.bpf.h what becomes of its requests.
  *
  * Bytes are looked at when the system call returns: they are resident then and their count is
  * known. A connection is known by its socket, not by its descriptor, so a duplicate is the same
  * connection and a reused number is another. Tracepoint programs are not preempted, but two
  * threads can come to one connection at once: `busy` lets one in.
  */
-#include "maps.bpf.h"
-#include "http_server.h"
+#include "http_client.bpf.h"
+#include "http_connection.bpf.h"
 
 #define AF_UNIX 1
 #define AF_INET 2
@@ -17,92 +18,14 @@
 #define S_IFMT 0170000
 #define S_IFSOCK 0140000
 #define MSG_PEEK 2
+#define SHUT_RDWR 2
 #define F_DUPFD 0
 #define F_DUPFD_CLOEXEC 1030
 
 #define HEAD_MAX 16384
-#define LINE_MAX 448 /* what is kept of a line */
-#define LINE_STEP 64 /* bytes looked at in one step */
-#define WINDOW 512 /* bytes read of the target at a time: each read costs as much as three steps */
 #define SCAN_STEPS 1024 /* steps, skipped bodies and buffers of one system call */
 #define QUEUE_MAX 16
 #define EXCLUDED_MAX 16
-#define EXCLUDED_LENGTH 64
-
-enum parse_state {
-	START_LINE = 0,
-	HEADERS,
-	BODY_COUNTED,
-	CHUNK_SIZE,
-	CHUNK_DATA,
-	TRAILERS,
-	BODY_UNTIL_CLOSE,
-	OPAQUE,
-};
-
-/* One way of a connection: what has been seen of the message under way. */
-struct direction {
-	__u64 body_left; /* BODY_COUNTED, CHUNK_DATA: bytes until the next state */
-	__u64 started; /* time of the message's first byte */
-	__u64 content_length;
-	__u32 head_length;
-	__u32 line_length; /* of the line under way; what exceeds LINE_MAX is not kept */
-	__u8 state;
-	__u8 has_length;
-	__u8 chunked;
-	__u8 upgrade;
-	__u16 status;
-	__u16 pad;
-	char line[LINE_MAX + LINE_STEP];
-};
-
-/* connection.busy: who comes while BUSY is set leaves word for the thread that set it, and goes. */
-enum {
-	BUSY = 1,
-	MISSED_IN = 2,
-	MISSED_OUT = 4,
-	CLOSED = 8,
-};
-
-struct connection {
-	__u32 busy;
-	__u32 pid;
-	__u32 references; /* descriptors */
-	__u8 requests_open; /* 1: requests[active] waits for its response */
-	__u8 active; /* index in requests; the other one is being read */
-	__u8 said_opaque;
-	__u8 pad;
-	__u32 queue_head; /* numbers of pipelined requests in `queued_requests` */
-	__u32 queue_tail;
-	struct http_addresses addresses;
-	struct direction in;
-	struct direction out;
-	struct server_span_event requests[2];
-	/*
-	 * Of the system call under way: bytes read ahead, of which window_left from window_at on are
-	 * still to be looked at. Here and not in `scan` also for the verifier's sake, which follows
-	 * each value of a stack and none of a map. Past WINDOW is only slack.
-	 */
-	__u32 window_at;
-	__u32 window_left;
-	char window[WINDOW + LINE_STEP];
-};
-
-struct connection_key {
-	__u64 socket; /* struct sock; */
-	__u64 inode; /* its inode number, since addresses come back */
-	__u32 pid;
-	__u32 pad;
-};
-
-/* Made at accept or at the first request line; deleted at close, and by the agent with the target. */
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, 32768);
-	__type(key, struct connection_key);
-	__type(value, struct connection);
-} connections SEC(".maps");
 
 struct queue_key {
 	struct connection_key connection;
@@ -131,12 +54,6 @@ struct {
 	__type(value, __u8);
 } listening SEC(".maps");
 
-/* A path is left out if, under the mask, it equals a pattern; a zero mask ends the list. */
-struct excluded_path {
-	__u64 pattern[EXCLUDED_LENGTH / 8];
-	__u64 mask[EXCLUDED_LENGTH / 8];
-};
-
 const volatile struct excluded_path excluded_paths[EXCLUDED_MAX] = {};
 
 /* What a new connection is copied from: too large for the stack. */
@@ -155,17 +72,6 @@ struct scan {
 	__u32 pid;
 	__u32 is_out;
 };
-
-#ifndef load64
-#define load64(pointer) (*(const __u64 *)(pointer))
-#define store64(pointer, value) (*(__u64 *)(pointer) = (value))
-#endif
-
-#define LOWER 0x2020202020202020ULL
-#define FIRST_BYTES(n) ((1ULL << (8 * (n))) - 1)
-#define TEXT8(a, b, c, d, e, f, g, h)                                                                             \
-	((__u64)(a) | (__u64)(b) << 8 | (__u64)(c) << 16 | (__u64)(d) << 24 | (__u64)(e) << 32 |                  \
-	 (__u64)(f) << 40 | (__u64)(g) << 48 | (__u64)(h) << 56)
 
 static __always_inline char line_char(const struct direction *d, __u32 at)
 {
@@ -284,9 +190,11 @@ GLOBAL int parse_traceparent(struct direction *d, struct server_span_event *requ
 	request->trace_id_high = high;
 	request->trace_id_low = low;
 	request->parent_span_id = parent;
-	request->flags = flags & TRACE_FLAG_SAMPLED;
+	request->flags = flags & (TRACE_FLAG_SAMPLED | TRACE_FLAG_RANDOM);
 	return 0;
 }
+
+#include "propagation.bpf.h"
 
 /* 0: well-formed, 1: an empty line before the request line, < 0: minus an opaque_reason. */
 GLOBAL int parse_request_line(struct direction *d, struct server_span_event *request)
@@ -417,7 +325,7 @@ static __always_inline int parse_framing_header(struct direction *d, __u64 w0, _
 	return 0;
 }
 
-GLOBAL int parse_request_header(struct direction *d, struct server_span_event *request)
+GLOBAL int parse_request_header(struct direction *d, struct server_span_event *request, __u32 role)
 {
 	__u64 w0, w1;
 	__u32 from, length;
@@ -454,9 +362,17 @@ GLOBAL int parse_request_header(struct direction *d, struct server_span_event *r
 			request->user_agent_length = length;
 		return 0;
 	}
-	if (w0 == TEXT8('t', 'r', 'a', 'c', 'e', 'p', 'a', 'r') &&
-	    (w1 & FIRST_BYTES(4)) == TEXT8('e', 'n', 't', ':', 0, 0, 0, 0))
-		parse_traceparent(d, request);
+	switch (w0 & 0xff) {
+	case 't':
+	case 'b':
+	case 'x':
+	case 'u':
+		/* What the application itself sends on is the next service's to read, but for whose child it is. */
+		if (role != ROLE_CLIENT)
+			parse_propagation_header(d, request);
+		else if (is_traceparent(w0, w1))
+			parse_traceparent(d, request);
+	}
 	return 0;
 }
 
@@ -535,34 +451,25 @@ static __always_inline void next_message(struct direction *d)
 	d->upgrade = 0;
 	d->status = 0;
 	d->started = 0;
+	d->remote.seen = 0;
+	d->remote.b3_sampling = d->remote.b3_multi_sampling = d->remote.jaeger_sampling = SAMPLING_UNKNOWN;
 }
 
 static __always_inline bool path_is_excluded(const struct server_span_event *request)
 {
 	for (int i = 0; i < EXCLUDED_MAX; i++) {
-		__u64 differs = 0;
-
 		if (!excluded_paths[i].mask[0])
 			break;
-		for (int j = 0; j < EXCLUDED_LENGTH / 8; j++) {
-			__u64 mask = excluded_paths[i].mask[j];
-
-			if (!mask)
-				break;
-			differs |= (load64(&request->target[8 * j]) ^ excluded_paths[i].pattern[j]) & mask;
-		}
-		if (!differs)
+		if (path_matches(&excluded_paths[i], request))
 			return true;
 	}
 	return false;
 }
 
-static __always_inline __u64 random64(void)
-{
-	return (__u64)bpf_get_prandom_u32() << 32 | bpf_get_prandom_u32();
-}
-
-/* requests[active] begins to be handled by the running task: its span gets its ids here. */
+/*
+ * requests[active] begins to be handled by the running task: its span gets its ids here. That of a
+ * client has them since it went out.
+ */
 GLOBAL int activate(struct connection *c, struct target *target, __u64 key)
 {
 	struct server_span_event *request;
@@ -571,24 +478,26 @@ GLOBAL int activate(struct connection *c, struct target *target, __u64 key)
 	if (!c || !target)
 		return 0;
 	request = &c->requests[c->active & 1];
-	c->requests_open = 1;
+	c->requests_open = REQUEST_OPEN;
+	if (c->role == ROLE_CLIENT)
+		return 0;
 	request->excluded = path_is_excluded(request);
 	if (request->excluded) {
 		count(COUNT_EXCLUDED);
+		drop_carried(c->pid, request);
 		return 0;
 	}
-	if (request->parent_span_id && target->parent_based) {
-		/* flags: what the parent decided */
-	} else {
-		if (!request->parent_span_id) {
-			request->trace_id_high = random64();
-			request->trace_id_low = random64() | 1; /* never 0 */
-		}
-		request->flags = (request->trace_id_low >> 1) < target->sample_below ? TRACE_FLAG_SAMPLED : 0;
+	if (!request->parent_span_id) {
+		request->trace_id_high = random64();
+		request->trace_id_low = random64() | 1; /* never 0 */
 	}
+	if (!(request->remote & REMOTE_DECIDED) || !target->parent_based)
+		request->flags = (request->flags & TRACE_FLAG_RANDOM) |
+				 ((request->trace_id_low >> 1) < target->sample_below ? TRACE_FLAG_SAMPLED : 0);
 	if (!(request->flags & TRACE_FLAG_SAMPLED))
 		count(COUNT_UNSAMPLED);
-	request->span_id = random64() | 1ULL << 63;
+	if (!request->span_id)
+		request->span_id = random64() | 1ULL << 63;
 	request->task_key = key;
 	request->addresses = c->addresses;
 	frame.trace_id_low = request->trace_id_low;
@@ -597,27 +506,29 @@ GLOBAL int activate(struct connection *c, struct target *target, __u64 key)
 	frame.remote_parent = request->parent_span_id;
 	frame.flags = request->flags;
 	frame.kind = FRAME_SERVER;
+	open_request(c->pid, request->span_id);
 	push_span(c->pid, key, &frame);
+	if (request->remote & REMOTE_CARRIED && request->flags & TRACE_FLAG_SAMPLED)
+		tell_carried(request);
 	return 0;
 }
 
-/* requests[active] is over: its span leaves its task's stack and goes out. */
-GLOBAL int finish(struct connection *c, __u32 status, __u32 ended_by)
+/* A span leaves its task's stack and goes out. */
+GLOBAL int send_span(struct server_span_event *request, __u32 pid, __u32 role, __u32 status, __u32 ended_by)
 {
-	struct server_span_event *request;
 	__u64 length;
 
-	if (!c || !c->requests_open)
+	if (!request || request->excluded)
 		return 0;
-	request = &c->requests[c->active & 1];
-	c->requests_open = 0;
-	if (request->excluded)
-		return 0;
-	end_span(c->pid, request->task_key, request->span_id);
+	if (request->task_key)
+		end_span(pid, request->task_key, request->span_id);
+	drop_carried(pid, request);
+	if (role == ROLE_SERVER)
+		close_request(pid, request->span_id);
 	if (!(request->flags & TRACE_FLAG_SAMPLED))
 		return 0;
-	request->head.kind = EVENT_SERVER_SPAN;
-	request->head.pid = c->pid;
+	request->head.kind = role == ROLE_CLIENT ? EVENT_CLIENT_SPAN : EVENT_SERVER_SPAN;
+	request->head.pid = pid;
 	request->head.at = bpf_ktime_get_ns();
 	request->status = status;
 	request->ended_by = ended_by;
@@ -625,8 +536,20 @@ GLOBAL int finish(struct connection *c, __u32 status, __u32 ended_by)
 	if (length > HTTP_TARGET_MAX)
 		length = HTTP_TARGET_MAX;
 	emit(request, offsetof(struct server_span_event, target) + length);
-	count(COUNT_SERVER_SPANS);
+	count(role == ROLE_CLIENT ? COUNT_CLIENT_SPANS : COUNT_SERVER_SPANS);
 	return 0;
+}
+
+/* The exchange of requests[active] is over, and with it its span, if that is still open. */
+GLOBAL int finish(struct connection *c, __u32 status, __u32 ended_by)
+{
+	bool is_open;
+
+	if (!c)
+		return 0;
+	is_open = c->requests_open == REQUEST_OPEN;
+	c->requests_open = NO_REQUEST;
+	return is_open ? send_span(&c->requests[c->active & 1], c->pid, c->role, status, ended_by) : 0;
 }
 
 static __always_inline void clear_request(struct server_span_event *request)
@@ -645,6 +568,8 @@ GLOBAL int say_opaque(struct connection *c, __u32 reason)
 	if (c->said_opaque)
 		return 0;
 	c->said_opaque = 1;
+	if (c->role == ROLE_CLIENT && !is_worth_telling(c, reason))
+		return 0;
 	if (reason == OPAQUE_TLS)
 		count(COUNT_TLS);
 	else if (reason == OPAQUE_HTTP2)
@@ -665,6 +590,7 @@ GLOBAL int say_opaque(struct connection *c, __u32 reason)
 	event.head.pid = c->pid;
 	event.head.at = bpf_ktime_get_ns();
 	event.reason = reason;
+	event.role = c->role;
 	event.addresses = c->addresses;
 	emit(&event, sizeof(event));
 	return 0;
@@ -677,6 +603,7 @@ GLOBAL int say_opaque(struct connection *c, __u32 reason)
 static __always_inline void make_opaque(struct connection *c, bool is_out, __u32 reason)
 {
 	say_opaque(c, reason);
+	forget_request_out(c);
 	c->in.state = OPAQUE;
 	if (is_out) {
 		c->out.state = OPAQUE;
@@ -696,6 +623,10 @@ static __always_inline void request_head_done(struct scan *s)
 		make_opaque(c, false, OPAQUE_FRAMING);
 		return;
 	}
+	if (c->role == ROLE_CLIENT)
+		request_head_out(c, s->target, request);
+	else
+		settle_remote(d, request);
 	if (!c->requests_open) {
 		c->active ^= 1;
 		activate(c, s->target, current_task_key(s->target));
@@ -731,6 +662,9 @@ static __always_inline void response_done(struct scan *s)
 
 	finish(c, c->out.status, END_RESPONSE);
 	next_message(&c->out);
+	/* Only now can the connection be handed a request. What woke its driver until here were reads of the body. */
+	if (c->role == ROLE_CLIENT && !c->is_shared)
+		reset_wakes(c->pid, c->user);
 	if (c->queue_head == c->queue_tail)
 		return;
 	key.connection = *s->key;
@@ -765,6 +699,10 @@ static __always_inline void response_head_done(struct scan *s)
 	if (d->status < 200) { /* the final response is still to come */
 		next_message(d);
 		return;
+	}
+	if (c->role == ROLE_CLIENT) {
+		finish(c, d->status, END_RESPONSE);
+		c->requests_open = RESPONSE_UNDER_WAY;
 	}
 	if (method == METHOD_HEAD || d->status == 204 || d->status == 304) {
 		response_done(s);
@@ -806,6 +744,8 @@ static __always_inline void line_done(struct scan *s, struct direction *d)
 		} else {
 			clear_request(request);
 			result = parse_request_line(d, request);
+			if (!result && c->role == ROLE_CLIENT)
+				request_line_out(c, s->target, request);
 		}
 		if (!result)
 			d->state = HEADERS;
@@ -821,7 +761,7 @@ static __always_inline void line_done(struct scan *s, struct direction *d)
 		} else if (s->is_out) {
 			result = parse_response_header(d);
 		} else {
-			result = parse_request_header(d, request);
+			result = parse_request_header(d, request, c->role);
 		}
 		break;
 	case CHUNK_SIZE:
@@ -837,31 +777,48 @@ static __always_inline void line_done(struct scan *s, struct direction *d)
 		make_opaque(c, s->is_out, -result);
 }
 
+struct queue_end {
+	struct queue_key key;
+	__u32 is_client;
+	__u32 ended_by;
+};
+
+/* What a client has sent ahead fails with its connection; of a server's requests nobody has begun one. */
 static long drop_queued(__u32 index, void *context)
 {
-	struct queue_key *key = context;
+	struct queue_end *end = context;
+	struct server_span_event *request = bpf_map_lookup_elem(&queued_requests, &end->key);
 
 	(void)index;
-	bpf_map_delete_elem(&queued_requests, key);
-	key->number++;
+	if (request && end->is_client)
+		send_span(request, end->key.connection.pid, ROLE_CLIENT, 0, end->ended_by);
+	else if (request)
+		drop_carried(end->key.connection.pid, request);
+	bpf_map_delete_elem(&queued_requests, &end->key);
+	end->key.number++;
 	return 0;
 }
 
 /* All that is open on a connection ends, and it is forgotten. */
 GLOBAL int end_connection(struct connection *c, struct connection_key *key)
 {
-	struct queue_key queued = {};
+	struct queue_end queued = {};
 
 	if (!c || !key)
 		return 0;
+	queued.ended_by = c->write_failure ? c->write_failure : END_CLOSED;
+	queued.is_client = c->role == ROLE_CLIENT;
 	/* A response that lasts until the close is complete now. */
-	finish(c, c->out.status, c->out.state == BODY_UNTIL_CLOSE ? END_RESPONSE : END_CLOSED);
-	queued.connection = *key;
+	finish(c, c->out.status, c->out.state == BODY_UNTIL_CLOSE ? END_RESPONSE : queued.ended_by);
+	forget_request_out(c);
+	/* Of a request whose head was never complete. */
+	drop_carried(c->pid, &c->requests[(c->active ^ 1) & 1]);
+	queued.key.connection = *key;
 	if (c->queue_head != c->queue_tail) {
-		queued.number = c->queue_head;
+		queued.key.number = c->queue_head;
 		bpf_loop(QUEUE_MAX, drop_queued, &queued, 0);
 	}
-	bpf_map_delete_elem(&connections, &queued.connection);
+	bpf_map_delete_elem(&connections, &queued.key.connection);
 	return 0;
 }
 
@@ -989,9 +946,18 @@ static long scan_step(__u32 index, void *context)
 			c->out.state = OPAQUE;
 			return 1;
 		}
+		/* A method begins so; a server may also be sent empty lines first. */
+		if (c->role == ROLE_CLIENT && !s->is_out && (d->line[0] < 'A' || d->line[0] > 'Z')) {
+			make_opaque(c, false, OPAQUE_FRAMING);
+			if (!c->requests_open)
+				c->out.state = OPAQUE;
+			return 1;
+		}
 		if (!d->started)
 			d->started = s->now;
 	}
+	if (d->line_length + want > LINE_MAX && d->state == HEADERS && !s->is_out && c->role != ROLE_CLIENT)
+		carry_long_line(d, &c->requests[(c->active ^ 1) & 1], found >= want ? want : found + 1);
 	if (found >= want) {
 		d->line_length += want;
 		d->head_length += want;
@@ -1076,7 +1042,7 @@ static __always_inline void read_addresses(struct sock *sock, struct http_addres
 	}
 }
 
-static __always_inline struct connection *add_connection(struct connection_key *key, struct sock *sock)
+static __always_inline struct connection *add_connection(struct connection_key *key, struct sock *sock, __u8 role)
 {
 	struct connection *c;
 
@@ -1088,20 +1054,24 @@ static __always_inline struct connection *add_connection(struct connection_key *
 	if (!c)
 		return NULL;
 	c->pid = key->pid;
+	c->role = role;
 	read_addresses(sock, &c->addresses);
 	return c;
 }
 
-/* A socket open before the agent came: served by the target if its port listens. */
+/*
+ * A socket open before the agent came, on which a request begins: served by the target if its port listens, else
+ * connected by it.
+ */
 static __always_inline struct connection *discover(struct connection_key *key, struct sock *sock, __u64 base,
-						   __u64 vector)
+						   __u64 vector, bool is_out)
 {
 	struct listening_key port = {.pid = key->pid};
 	__u64 word = 0, iov[2];
 	bool begins = false;
 
 	port.port = BPF_CORE_READ(sock, __sk_common.skc_num);
-	if (!bpf_map_lookup_elem(&listening, &port))
+	if (is_out == (bpf_map_lookup_elem(&listening, &port) != NULL))
 		return NULL;
 	if (!base) {
 		if (bpf_probe_read_user(iov, sizeof(iov), (void *)vector))
@@ -1121,7 +1091,7 @@ static __always_inline struct connection *discover(struct connection_key *key, s
 		if (c < 'A' || c > 'Z')
 			return NULL;
 	}
-	return begins ? add_connection(key, sock) : NULL;
+	return begins ? add_connection(key, sock, is_out ? ROLE_CLIENT : ROLE_SERVER) : NULL;
 }
 
 /*
@@ -1145,17 +1115,24 @@ static __always_inline int traffic(struct target *target, __u32 pid, __s32 fd, _
 		return 0;
 	c = bpf_map_lookup_elem(&connections, &key);
 	if (!c) {
-		if (is_out || length < 8 || !is_stream(sock))
+		if (length < 8 || !is_stream(sock))
 			return 0;
-		c = discover(&key, sock, base, vector);
+		c = discover(&key, sock, base, vector, is_out);
 		if (!c)
 			return 0;
 	}
+	if (c->role == ROLE_CLIENT) /* from here on, as a server would see it */
+		is_out = !is_out;
 	if ((is_out ? c->out.state : c->in.state) == OPAQUE)
 		return 0;
 	if (!enter_connection(c, is_out))
 		return 0;
 	heed_missed(c);
+	if (c->role == ROLE_CLIENT) {
+		note_user(c, target);
+		if (!is_out)
+			c->sent += length;
+	}
 	c->window_left = 0;
 	scan.connection = c;
 	scan.key = &key;
@@ -1181,16 +1158,6 @@ static __always_inline int traffic(struct target *target, __u32 pid, __s32 fd, _
 /* The arguments are still in the registers that the thread entered the kernel with. */
 #define ARGUMENTS(regs) struct pt_regs *regs = (struct pt_regs *)bpf_task_pt_regs(bpf_get_current_task_btf())
 
-/* Goes on if the call has transferred anything, in a target: nearly all that run here have not. */
-#define TRANSFER(ctx, target, pid)                                                                                \
-	struct target *target;                                                                                    \
-	__u32 pid;                                                                                                \
-	if (ctx->ret <= 0)                                                                                        \
-		return 0;                                                                                         \
-	target = current_target(&pid);                                                                            \
-	if (!target)                                                                                              \
-	return 0
-
 static __always_inline bool is_traced(void)
 {
 	__u32 pid = bpf_get_current_pid_tgid() >> 32;
@@ -1205,6 +1172,52 @@ static __always_inline bool is_traced(void)
 #define NR_RECVFROM 45
 #define NR_RECVMSG 47
 
+/* include/uapi/asm-generic/errno.h, include/linux/errno.h */
+#define EINTR 4
+#define EPIPE 32
+#define ECONNRESET 104
+#define ETIMEDOUT 110
+#define EINPROGRESS 115
+#define ERESTARTSYS 512
+
+/* What the result of a transfer says about its connection's end: enum http_end, or 0. */
+static __always_inline __u32 end_of(__s64 result, bool is_out)
+{
+	if (!result)
+		return is_out ? 0 : END_CLOSED;
+	if (result == -ECONNRESET)
+		return END_RESET;
+	if (result == -ETIMEDOUT)
+		return END_TIMED_OUT;
+	return result == -EPIPE ? END_CLOSED : 0;
+}
+
+/*
+ * No response can come to a client any more. One may have come before, if it was writing that failed: then
+ * the close decides. A server goes on with what it has been sent.
+ */
+static __always_inline int failed(__u32 pid, __s32 fd, __u32 ended_by, bool is_out)
+{
+	struct connection_key key = {.pid = pid};
+	struct connection *c;
+
+	if (!socket_of(fd, &key))
+		return 0;
+	c = bpf_map_lookup_elem(&connections, &key);
+	if (!c || c->role != ROLE_CLIENT || c->out.state == OPAQUE || !enter_connection(c, !is_out))
+		return 0;
+	forget_request_out(c);
+	if (is_out) {
+		c->write_failure = ended_by;
+	} else {
+		finish(c, c->out.status, ended_by);
+		c->in.state = OPAQUE;
+		c->out.state = OPAQUE;
+	}
+	leave_connection(c, &key);
+	return 0;
+}
+
 /*
  * One program for all that reads and one for all that writes, each at several tracepoints
  * (http_server.py): the verifier takes a quarter of a second for each.
@@ -1212,9 +1225,21 @@ static __always_inline bool is_traced(void)
 static __always_inline int transferred(struct syscall_exit *ctx, bool is_out)
 {
 	__u64 base = 0, vector = 0;
+	struct target *target;
+	__u32 pid, ended_by = 0;
 
-	TRANSFER(ctx, target, pid);
+	/* Nearly all that run here have transferred nothing, or are no target's. */
+	if (ctx->ret <= 0) {
+		ended_by = end_of(ctx->ret, is_out);
+		if (!ended_by)
+			return 0;
+	}
+	target = current_target(&pid);
+	if (!target)
+		return 0;
 	ARGUMENTS(regs);
+	if (ended_by)
+		return failed(pid, regs->di, ended_by, is_out);
 	switch (ctx->nr) {
 	case NR_READV:
 	case NR_WRITEV:
@@ -1258,7 +1283,9 @@ int http_sendfile(struct syscall_exit *ctx)
 	struct connection_key key = {};
 	struct scan scan = {};
 	struct connection *c;
+	struct direction *d;
 	struct target *target;
+	bool is_out;
 
 	if (ctx->ret <= 0)
 		return 0;
@@ -1269,25 +1296,33 @@ int http_sendfile(struct syscall_exit *ctx)
 	if (!socket_of(regs->di, &key))
 		return 0;
 	c = bpf_map_lookup_elem(&connections, &key);
-	if (!c || c->out.state == OPAQUE || c->out.state == BODY_UNTIL_CLOSE)
+	if (!c)
 		return 0;
-	if (!enter_connection(c, true))
+	is_out = c->role == ROLE_SERVER;
+	d = is_out ? &c->out : &c->in;
+	if (d->state == OPAQUE || d->state == BODY_UNTIL_CLOSE)
+		return 0;
+	if (!enter_connection(c, is_out))
 		return 0;
 	heed_missed(c);
+	if (!is_out) {
+		note_user(c, target);
+		c->sent += ctx->ret;
+	}
 	scan.connection = c;
 	scan.key = &key;
 	scan.target = target;
 	scan.pid = key.pid;
-	scan.is_out = true;
-	if ((c->out.state != BODY_COUNTED && c->out.state != CHUNK_DATA) || (__u64)ctx->ret > c->out.body_left) {
-		make_opaque(c, true, OPAQUE_FRAMING);
+	scan.is_out = is_out;
+	if ((d->state != BODY_COUNTED && d->state != CHUNK_DATA) || (__u64)ctx->ret > d->body_left) {
+		make_opaque(c, is_out, OPAQUE_FRAMING);
 	} else {
-		c->out.body_left -= ctx->ret;
-		if (!c->out.body_left && c->out.state == CHUNK_DATA) {
-			c->out.state = CHUNK_SIZE;
-			c->out.line_length = 0;
-		} else if (!c->out.body_left) {
-			response_done(&scan);
+		d->body_left -= ctx->ret;
+		if (!d->body_left && d->state == CHUNK_DATA) {
+			d->state = CHUNK_SIZE;
+			d->line_length = 0;
+		} else if (!d->body_left) {
+			message_done(&scan);
 		}
 	}
 	leave_connection(c, &key);
@@ -1303,7 +1338,7 @@ static __always_inline int accepted(struct syscall_exit *ctx)
 		return 0;
 	sock = socket_of(ctx->ret, &key);
 	if (sock && is_stream(sock))
-		add_connection(&key, sock);
+		add_connection(&key, sock, ROLE_SERVER);
 	return 0;
 }
 
@@ -1317,6 +1352,30 @@ SEC("tp/syscalls/sys_exit_accept")
 int http_accept(struct syscall_exit *ctx)
 {
 	return accepted(ctx);
+}
+
+/* Also one that goes on in the background: there the address is known, and what is written will follow. */
+SEC("tp/syscalls/sys_exit_connect")
+int http_connect(struct syscall_exit *ctx)
+{
+	struct connection_key key = {};
+	struct target *target;
+	struct connection *c;
+	struct sock *sock;
+
+	if (ctx->ret && ctx->ret != -EINPROGRESS && ctx->ret != -EINTR && ctx->ret != -ERESTARTSYS)
+		return 0;
+	target = current_target(&key.pid);
+	if (!target)
+		return 0;
+	ARGUMENTS(regs);
+	sock = socket_of(regs->di, &key);
+	if (!sock || !is_stream(sock))
+		return 0;
+	c = add_connection(&key, sock, ROLE_CLIENT);
+	if (c)
+		c->connected_by = current_task_key(target);
+	return 0;
 }
 
 /* A descriptor goes; with the last one of a connection, all that is open on it ends. */
@@ -1346,7 +1405,10 @@ int http_close(struct syscall_enter *ctx)
 	return closed(ctx->args[0]);
 }
 
-/* The way out is shut: a response that lasts until then is complete. */
+/*
+ * The way out is shut: a response that lasts until then is complete. A client sends no more requests, and
+ * may wait for the last response, if it has not shut the way in, too.
+ */
 SEC("tp/syscalls/sys_enter_shutdown")
 int http_shutdown(struct syscall_enter *ctx)
 {
@@ -1359,6 +1421,11 @@ int http_shutdown(struct syscall_enter *ctx)
 	if (!c || c->out.state == OPAQUE)
 		return 0;
 	heed_missed(c);
+	forget_request_out(c);
+	if (c->role == ROLE_CLIENT && ctx->args[1] != SHUT_RDWR) {
+		c->in.state = OPAQUE;
+		return 0;
+	}
 	if (c->out.state == BODY_UNTIL_CLOSE)
 		finish(c, c->out.status, END_RESPONSE);
 	else
@@ -1444,10 +1511,13 @@ static __always_inline int thread_waits(void)
 {
 	struct span_slot *slot;
 	__u64 key = thread_key();
+	struct target *target;
 	__u32 pid;
 
-	if (!current_target(&pid))
+	target = current_target(&pid);
+	if (!target)
 		return 0;
+	note_wait(target, pid);
 	slot = find_slot(pid, key);
 	if (slot)
 		slot_clear(slot, key);
@@ -1483,6 +1553,8 @@ int http_thread_exit(void *ctx)
 }
 
 FOR_THE_AGENT(struct connection_opaque_event, connection_opaque_event);
+FOR_THE_AGENT(enum propagator, propagator);
 FOR_THE_AGENT(enum http_method, http_method);
 FOR_THE_AGENT(enum http_end, http_end);
+FOR_THE_AGENT(enum connection_role, connection_role);
 FOR_THE_AGENT(enum opaque_reason, opaque_reason);

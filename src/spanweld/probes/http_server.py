@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Mapping
-from ipaddress import IPv6Address
-from urllib.parse import unquote_plus
 
 from spanweld.bpf.clock import Clock
 from spanweld.bpf.events import (
+    CARRIED,
     CONNECTION_OPAQUE_EVENT,
-    SERVER_SPAN_EVENT,
+    Carried,
     ConnectionOpaqueEvent,
+    ConnectionRole,
     EventKind,
     HttpEnd,
-    HttpMethod,
     OpaqueReason,
     ServerSpanEvent,
 )
@@ -32,13 +31,15 @@ from spanweld.model import (
     StatusCode,
     TraceId,
 )
-from spanweld.probes.declaration import ConnectionOpaque, Decoded, Instrumentation, Place, Probe
-
-_METHODS = {int(method): method.name for method in HttpMethod}
-_PAD = bytes(SERVER_SPAN_EVENT.size)
-
-# url.query: the values of these keys are credentials by the semantic conventions.
-_REDACTED_KEYS = frozenset({"AWSAccessKeyId", "Signature", "sig", "X-Goog-Signature"})
+from spanweld.probes.declaration import (
+    ConnectionOpaque,
+    Decoded,
+    Instrumentation,
+    Place,
+    Probe,
+    RequestCarried,
+)
+from spanweld.probes.http import add_host, add_method, address_text, authority, redacted, unpack_request
 
 _OPAQUE_TEXT = {
     OpaqueReason.TLS: "speaks TLS, which is opaque",
@@ -54,20 +55,15 @@ _OPAQUE_TEXT = {
 
 def decode_server_span(data: bytes, clock: Clock, span_kinds: Mapping[int, int]) -> Decoded:  # noqa: ARG001
     """EVENT_SERVER_SPAN -> an automatic span."""
-    event = ServerSpanEvent._make(SERVER_SPAN_EVENT.unpack(data + _PAD[len(data) :]))
+    event = unpack_request(data)
     target = event.target[: event.target_length].decode("utf-8", "replace")
     attributes: dict[str, AttributeValue] = {}
-    method = _METHODS[event.method]
-    name = method
-    if event.method == HttpMethod.OTHER:
-        method, name = "_OTHER", "HTTP"
-        attributes["http.request.method_original"] = _text(event.method_name)
-    attributes["http.request.method"] = method
+    name = add_method(attributes, event)
     _add_target(attributes, target)
     attributes["url.scheme"] = "http"
     attributes["network.protocol.version"] = f"1.{event.version_minor}"
     if event.host_length:
-        _add_host(attributes, event.host[: event.host_length].decode("utf-8", "replace"))
+        add_host(attributes, event.host[: event.host_length].decode("utf-8", "replace"))
     if event.user_agent_length:
         attributes["user_agent.original"] = event.user_agent[: event.user_agent_length].decode(
             "utf-8", "replace"
@@ -95,21 +91,33 @@ def decode_server_span(data: bytes, clock: Clock, span_kinds: Mapping[int, int])
         origin=Origin.AUTOMATIC,
         attributes=attributes,
         status=status,
+        server_span_id=SpanId(event.span_id),
     )
 
 
 def decode_connection_opaque(data: bytes, clock: Clock, span_kinds: Mapping[int, int]) -> Decoded:  # noqa: ARG001
     """EVENT_CONNECTION_OPAQUE -> what is said of it."""
     event = ConnectionOpaqueEvent._make(CONNECTION_OPAQUE_EVENT.unpack(data))
-    peer = _address(event.addresses_family, event.addresses_peer)
+    peer = address_text(event.addresses_family, event.addresses_peer)
+    if peer and event.role == ConnectionRole.CLIENT:
+        # A server is known by its port, a client's says nothing.
+        peer = authority(peer, event.addresses_peer_port)
     return ConnectionOpaque(
         reason=_OPAQUE_TEXT[OpaqueReason(event.reason)],
         peer=peer or "a Unix socket",
     )
 
 
-def _text(data: bytes) -> str:
-    return data.partition(b"\0")[0].decode("utf-8", "replace")
+def decode_carried(data: bytes, clock: Clock, span_kinds: Mapping[int, int]) -> Decoded:  # noqa: ARG001
+    """EVENT_CARRIED -> the texts as far as they were sent."""
+    event = Carried._make(CARRIED.unpack(data.ljust(CARRIED.size, b"\0")))
+    # Without the baggage's bytes, its length is that of what was not asked for.
+    baggage = event.baggage[: event.baggage_length] if len(data) > CARRIED.size - len(event.baggage) else b""
+    return RequestCarried(
+        server_span_id=SpanId(event.span_id),
+        trace_state=event.tracestate[: event.tracestate_length].decode("ascii", "replace"),
+        baggage=baggage.decode("ascii", "replace"),
+    )
 
 
 def _add_target(attributes: dict[str, AttributeValue], target: str) -> None:
@@ -119,35 +127,7 @@ def _add_target(attributes: dict[str, AttributeValue], target: str) -> None:
     path, question, query = target.partition("?")
     attributes["url.path"] = path
     if question:
-        attributes["url.query"] = _redacted(query)
-
-
-def _redacted(query: str) -> str:
-    if not any(key in query for key in _REDACTED_KEYS):
-        return query
-    parts = (part.partition("=") for part in query.split("&"))
-    return "&".join(
-        f"{key}=REDACTED" if unquote_plus(key) in _REDACTED_KEYS else key + equals + value
-        for key, equals, value in parts
-    )
-
-
-def _add_host(attributes: dict[str, AttributeValue], host: str) -> None:
-    name, colon, port = host.rpartition(":")
-    if colon and port.isdecimal() and (not name.count(":") or name.endswith("]")):
-        attributes["server.port"] = int(port)
-    else:
-        name = host
-    attributes["server.address"] = name.removeprefix("[").removesuffix("]")
-
-
-def _address(family: int, data: bytes) -> str:
-    if family == socket.AF_INET:
-        return socket.inet_ntop(socket.AF_INET, data[:4])
-    if family == socket.AF_INET6:
-        address = IPv6Address(data)
-        return str(address.ipv4_mapped or address)
-    return ""
+        attributes["url.query"] = redacted(query)
 
 
 def _add_addresses(attributes: dict[str, AttributeValue], event: ServerSpanEvent) -> None:
@@ -155,11 +135,11 @@ def _add_addresses(attributes: dict[str, AttributeValue], event: ServerSpanEvent
     if family == socket.AF_UNIX:
         attributes["network.transport"] = "unix"
         return
-    peer = _address(family, event.addresses_peer)
+    peer = address_text(family, event.addresses_peer)
     attributes["client.address"] = peer
     attributes["network.peer.address"] = peer
     attributes["network.peer.port"] = event.addresses_peer_port
-    attributes["network.local.address"] = _address(family, event.addresses_local)
+    attributes["network.local.address"] = address_text(family, event.addresses_local)
     attributes["network.local.port"] = event.addresses_local_port
     if "server.address" not in attributes:
         attributes["server.address"] = attributes["network.local.address"]
@@ -187,5 +167,6 @@ INSTRUMENTATION = Instrumentation(
     decoders={
         EventKind.SERVER_SPAN: decode_server_span,
         EventKind.CONNECTION_OPAQUE: decode_connection_opaque,
+        EventKind.CARRIED: decode_carried,
     },
 )

@@ -20,6 +20,7 @@
  * Uprobe programs may be preempted: no per-CPU scratch here.
  */
 #include "maps.bpf.h"
+#include "task_edges.bpf.h"
 #include "otel_sdk.h"
 
 #define SIGURG_NUMBER 23
@@ -249,13 +250,6 @@ static __always_inline bool ask_to_stop(struct stop_request *request, struct pt_
 	return true;
 }
 
-static __always_inline bool find_active(__u32 pid, __u64 key, struct active_spans *found)
-{
-	struct span_slot *slot = find_slot(pid, key);
-
-	return slot && slot_active(slot, key, found) == SPANS_OK;
-}
-
 static __always_inline __u64 parent_for(const struct target *target, const struct active_spans *found)
 {
 	return target->adopt_mode == ADOPT_SERVER ? found->server.span_id : found->active.span_id;
@@ -324,7 +318,8 @@ int otel_new_trace_id(struct pt_regs *ctx)
 	if (before)
 		start = *before;
 	key = current_task_key(target);
-	is_active = target->adoption != ADOPTION_LEARNING && find_active(pid, key, &found);
+	note_task_on_thread(target, pid, key);
+	is_active = target->adoption != ADOPTION_LEARNING && find_context(pid, key, &found);
 	sampled = is_active && (found.server.flags & TRACE_FLAG_SAMPLED);
 	has_span_id = start.span_noted;
 	start.began = 1;
@@ -551,16 +546,16 @@ static __always_inline void say_root(__u32 pid, const struct span_frame *server,
 }
 
 static __always_inline void push_manual_span(__u32 pid, __u64 key, const struct span_context *context,
-					     const struct span_frame *server)
+					     const struct active_spans *found)
 {
 	struct span_frame frame = {};
 
-	frame.trace_id_low = server->trace_id_low;
-	frame.trace_id_high = server->trace_id_high;
+	frame.trace_id_low = found->server.trace_id_low;
+	frame.trace_id_high = found->server.trace_id_high;
 	frame.span_id = context->span_id;
 	frame.flags = context->flags;
 	frame.kind = FRAME_MANUAL;
-	push_span(pid, key, &frame);
+	push_upon(pid, key, &frame, found);
 }
 
 /* A recording span is built: a root is adopted, what belongs to the request is pushed. */
@@ -597,7 +592,7 @@ static __always_inline int adopt_or_follow(struct target *target, __u32 pid, str
 		return 0;
 
 	key = current_task_key(target);
-	is_active = find_active(pid, key, &found) && (found.server.flags & TRACE_FLAG_SAMPLED);
+	is_active = find_context(pid, key, &found) && (found.server.flags & TRACE_FLAG_SAMPLED);
 	ours = is_active && built->context.trace_id_low == found.server.trace_id_low &&
 	       built->context.trace_id_high == found.server.trace_id_high;
 	span_key.span_id = built->context.span_id;
@@ -610,7 +605,7 @@ static __always_inline int adopt_or_follow(struct target *target, __u32 pid, str
 			known->task_key = key;
 			known->built = 1;
 			if (ours)
-				push_manual_span(pid, key, &built->context, &found.server);
+				push_manual_span(pid, key, &built->context, &found);
 			return 0;
 		}
 		if (known) {
@@ -676,18 +671,9 @@ static __always_inline int adopt_or_follow(struct target *target, __u32 pid, str
 	span.trace_id_high = found.server.trace_id_high;
 	span.built = 1;
 	bpf_map_update_elem(&manual_spans, &span_key, &span, BPF_ANY);
-	push_manual_span(pid, key, &built->context, &found.server);
+	push_manual_span(pid, key, &built->context, &found);
 	return 0;
 }
-
-/* The verifier wants each register read at a place of its own, which the compiler would make one. */
-#define READ_REGISTER(ctx, name)                                                                                  \
-	({                                                                                                        \
-		__u64 value = (ctx)->name;                                                                        \
-                                                                                                                  \
-		asm volatile("" : "+r"(value));                                                                   \
-		value;                                                                                            \
-	})
 
 static __always_inline __u64 argument(const struct pt_regs *ctx, __u32 number)
 {
@@ -1221,7 +1207,7 @@ static __always_inline void know_exported(const struct target *target, __u32 pid
 {
 	struct active_spans found = {};
 	struct manual_span span = {};
-	bool ours = find_active(pid, current_task_key(target), &found) &&
+	bool ours = find_context(pid, current_task_key(target), &found) &&
 		    (found.server.flags & TRACE_FLAG_SAMPLED) &&
 		    context->trace_id_low == found.server.trace_id_low &&
 		    context->trace_id_high == found.server.trace_id_high;
@@ -1300,7 +1286,7 @@ int otel_on_end(struct pt_regs *ctx)
 		struct active_spans found = {};
 
 		if (find_late_root(pid, built.context.span_id) &&
-		    find_active(pid, current_task_key(target), &found))
+		    find_context(pid, current_task_key(target), &found))
 			say_root(pid, &found.server, &built.context);
 	}
 	if (target->wants_manual_spans)

@@ -179,9 +179,9 @@ def test_a_service_that_calls_itself_is_one_tree() -> None:
     inner = server_span(3, parent=2, remote=True, ms=10, start_ms=5)
     lines = printed([inner, client], [outer]).splitlines()
     assert lines == [
-        "HTTP POST /api/users (auto)                      30.0 ms   201",
-        "└── HTTP GET 127.0.0.1:8080/inner (auto)         20.0 ms   404",
-        "    └── HTTP POST /api/users (auto)              10.0 ms   201",
+        "HTTP POST /api/users (auto)                        30.0 ms   201",
+        "└── HTTP GET http://127.0.0.1:8080/inner (auto)    20.0 ms   404",
+        "    └── HTTP POST /api/users (auto)                10.0 ms   201",
     ]
 
 

@@ -16,6 +16,7 @@ from jsonschema import Draft202012Validator
 
 from spanweld.commands.inspect import JSON_SCHEMA, Verdict, inspect, make_report, to_json
 from spanweld.errors import ImageError
+from tests.support.unknown import of_unknown_version
 from tests.unit.image.samples import FAKE_OLD_TOKIO, PLAIN, USES_TOKIO, RustBuilder, ServiceBuilder
 
 
@@ -37,12 +38,30 @@ def test_verdicts(
     assert _verdict(c_program)[0] is Verdict.NOTHING
 
 
-def test_an_sdk_version_that_is_not_known(service: ServiceBuilder, tmp_path: Path) -> None:
-    path = tmp_path / "service"
-    content = service("lab", "release").read_bytes()
-    path.write_bytes(content.replace(b"opentelemetry_sdk-0.31.0/", b"opentelemetry_sdk-0.99.0/"))
+def test_an_sdk_version_that_is_not_known(
+    service: ServiceBuilder, schema: dict[str, Any], tmp_path: Path
+) -> None:
+    path = of_unknown_version(service("lab", "release"), tmp_path / "service")
+    plan = make_report(path).plan
+    assert plan.adopted_layout is not None
+    assert _verdict(path) == (Verdict.JOINED, "by tokio task")
+    document = json.loads(json.dumps(to_json(make_report(path))))
+    Draft202012Validator(schema).validate(document)
+    layout = document["layout"]
+    assert (layout["source"], layout["sdk"]) == ("code", "0.99.0")
+    assert layout["read_from"]["span_parent_id"] == ["build_recording_span"]
+    assert layout["status_description_pointer"] is None
+    assert set(layout) == set(schema["$defs"]["layout"]["properties"])
+    printed = CliRunner().invoke(inspect, [str(path)]).output
+    assert "from the code, certain: what 7 of the SDK's functions do" in printed
+    assert "  ensure_ended_and_exported, is_recording: span_data 0xa8, span_data_size 0x8" in printed
+
+
+def test_a_layout_that_is_learned(service: ServiceBuilder, tmp_path: Path) -> None:
+    path = of_unknown_version(service("lab", "release"), tmp_path / "service", tells=False)
     plan = make_report(path).plan
     assert "opentelemetry_sdk 0.99.0 on x86_64 is not in the layout database" in str(plan.layout)
+    assert "its code does not tell: no places of build_with_context" in str(plan.layout)
     assert plan.learns
     assert {point.probe.program for point in plan.points} > {"otel_build_with_context_returns"}
     assert plan.adopted_layout is None
@@ -52,13 +71,13 @@ def test_an_sdk_version_that_is_not_known(service: ServiceBuilder, tmp_path: Pat
 
 
 def test_what_is_not_learned_without_symbols(service: ServiceBuilder, tmp_path: Path) -> None:
-    path = tmp_path / "service"
-    subprocess.run(["strip", "-o", path, service("lab", "release")], check=True)
-    path.write_bytes(path.read_bytes().replace(b"opentelemetry_sdk-0.31.0/", b"opentelemetry_sdk-0.99.0/"))
-    verdict, reason = _verdict(path)
+    path = of_unknown_version(service("lab", "release"), tmp_path / "unknown", tells=False)
+    stripped = tmp_path / "service"
+    subprocess.run(["strip", "-o", stripped, path], check=True)
+    verdict, reason = _verdict(stripped)
     assert verdict is Verdict.AUTOMATIC_ONLY
     assert "not in the layout database" in reason
-    assert reason.endswith("and it is not learned without symbols")
+    assert "not learned without symbols" in reason
 
 
 def test_json(service: ServiceBuilder) -> None:

@@ -65,16 +65,16 @@ def test_the_plan_is_the_same(service: ServiceBuilder, tmp_path: Path) -> None:
     assert not bare.why_no_adoption
     # What may be an id generator of the service's own is one in calls from where spans begin.
     own = {point.offset for point in plan.points if "lab::ids::" in point.function.name}
-    others = {point.offset: point for point in bare.points if point.returns_after}
+    others = {point.offset: point for point in bare.points if point.cookie}
     assert own
     assert own <= others.keys()
     with Image.open(path) as image:
         [begin] = find_functions(image, BUILDER)
     for point in others.values():
-        returns_to = point.function.address + point.offset - point.function.file_offset + point.returns_after
+        returns_to = point.function.address + point.offset - point.function.file_offset + point.cookie
         assert returns_to in range(begin.address, begin.address + begin.size)
     assert bare.knows_generators
-    assert [(point.probe, point.offset) for point in bare.points if not point.returns_after] == [
+    assert [(point.probe, point.offset) for point in bare.points if not point.cookie] == [
         (point.probe, point.offset) for point in plan.points if point.offset not in own
     ]
     assert bare.layout == plan.layout

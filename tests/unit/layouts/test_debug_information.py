@@ -118,6 +118,9 @@ def hold_against_memory(layout: SdkLayout, binary: Path) -> None:
         seen.add(label)
         memory = bytes.fromhex(hexadecimal)
         assert len(memory) == layout.span_size
+        assert layout.context_size is not None
+        assert layout.span_data_size is not None
+        assert layout.span_status_size is not None
         context = memory[layout.span_context : layout.span_context + layout.context_size]
         assert _number(context, layout.context_trace_id, 16) == 0x0102030405060708_090A0B0C0D0E0F10
         assert _number(context, layout.context_span_id, 8) == 0x1112131415161718

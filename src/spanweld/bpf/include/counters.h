@@ -17,6 +17,7 @@ enum counter {
 	COUNT_RESPONSE_WITHOUT_REQUEST, /* connection made opaque */
 	COUNT_TLS, /* connection made opaque: TLS */
 	COUNT_HTTP2, /* connection made opaque: HTTP/2 */
+	COUNT_CARRIED_FULL, /* map `carried` full: what a request brought was left behind */
 	COUNT_EXCLUDED, /* request left out by --exclude-path */
 	COUNT_UNSAMPLED, /* request not sampled */
 	COUNT_SERVER_SPANS,
@@ -30,6 +31,12 @@ enum counter {
 	COUNT_PARENTS_UNWRITTEN, /* adopted roots whose parent could not be written */
 	COUNT_ROOTS_DROPPED, /* roots in a sampled request of which the service built no span */
 	COUNT_MANUAL_SPANS, /* manual spans seen to end */
+	COUNT_CLIENT_SPANS,
+	COUNT_CAUSE_UNKNOWN, /* requests out without a parent: more than one request may have caused them */
+	COUNT_REQUESTS_INJECTED, /* requests out that got a header of ours */
+	COUNT_REQUESTS_OWN, /* … that had one of the application's own */
+	COUNT_REQUESTS_BARE, /* … that carry none, though their cause is not unknown */
+	COUNT_INJECT_REFUSED, /* connections that the kernel did not let into inject_sockets */
 	COUNT_MAX,
 };
 

@@ -9,6 +9,10 @@ enum event_kind {
 	EVENT_MANUAL_ROOT = 4,
 	EVENT_ADOPTION = 5,
 	EVENT_SPAN_SAMPLE = 6,
+	EVENT_CLIENT_SPAN = 7,
+	EVENT_INJECT = 10,
+	EVENT_CARRIED = 9,
+	EVENT_WAKES_WANTED = 8,
 };
 
 struct event_head {

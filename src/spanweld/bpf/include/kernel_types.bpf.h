@@ -33,6 +33,8 @@ enum bpf_map_type {
 	BPF_MAP_TYPE_PERCPU_ARRAY = 6,
 	BPF_MAP_TYPE_LRU_HASH = 9,
 	BPF_MAP_TYPE_HASH_OF_MAPS = 13,
+	BPF_MAP_TYPE_SOCKHASH = 18,
+	BPF_MAP_TYPE_SK_STORAGE = 24,
 	BPF_MAP_TYPE_RINGBUF = 27,
 };
 
@@ -44,12 +46,43 @@ enum {
 	BPF_RB_NO_WAKEUP = 1,
 	BPF_RB_FORCE_WAKEUP = 2,
 	BPF_RB_AVAIL_DATA = 0,
+	BPF_SK_STORAGE_GET_F_CREATE = 1,
+};
+
+enum {
+	SK_DROP = 0,
+	SK_PASS = 1,
+};
+
+enum {
+	BPF_SOCK_OPS_TCP_CONNECT_CB = 3,
+	BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB = 4,
 };
 
 /* include/uapi/linux/bpf.h */
 struct bpf_raw_tracepoint_args {
 	__u64 args[0];
 };
+
+struct bpf_sock;
+
+/* include/uapi/linux/bpf.h: what is not used is left out of it */
+struct bpf_sock_ops {
+	__u32 op;
+	__u32 unused[45];
+	struct bpf_sock *sk;
+};
+
+struct sk_msg_md {
+	void *data;
+	void *data_end;
+	__u32 unused[13];
+	__u32 size;
+	struct bpf_sock *sk;
+};
+
+_Static_assert(offsetof(struct bpf_sock_ops, sk) == 184, "as in the kernel");
+_Static_assert(offsetof(struct sk_msg_md, sk) == 72, "as in the kernel");
 
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 
@@ -83,6 +116,18 @@ struct in6_addr {
 	} in6_u;
 };
 
+struct netns_ipv4 {
+	unsigned int sysctl_tcp_notsent_lowat;
+};
+
+struct net {
+	struct netns_ipv4 ipv4;
+};
+
+typedef struct {
+	struct net *net;
+} possible_net_t;
+
 struct sock_common {
 	union {
 		struct {
@@ -98,13 +143,24 @@ struct sock_common {
 	};
 	unsigned short skc_family;
 	volatile unsigned char skc_state;
+	possible_net_t skc_net;
 	struct in6_addr skc_v6_daddr;
 	struct in6_addr skc_v6_rcv_saddr;
 };
 
 struct sock {
 	struct sock_common __sk_common;
+	int sk_wmem_queued;
+	int sk_sndbuf;
 	__u16 sk_type;
+	struct socket *sk_socket;
+};
+
+struct tcp_sock {
+	struct sock sk; /* so much is certain: it is the beginning */
+	__u32 notsent_lowat;
+	__u32 snd_nxt;
+	__u32 write_seq;
 };
 
 struct socket {
@@ -114,6 +170,11 @@ struct socket {
 struct inode {
 	unsigned short i_mode;
 	unsigned long i_ino;
+};
+
+struct socket_alloc {
+	struct socket socket;
+	struct inode vfs_inode;
 };
 
 struct file {

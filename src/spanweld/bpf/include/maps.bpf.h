@@ -126,6 +126,15 @@ static __always_inline void emit(void *event, __u64 size)
 		count(COUNT_EVENT_LOST);
 }
 
+/* The verifier wants each register read at a place of its own, which the compiler would make one. */
+#define READ_REGISTER(ctx, name)                                                                                  \
+	({                                                                                                        \
+		__u64 value = (ctx)->name;                                                                        \
+                                                                                                                  \
+		asm volatile("" : "+r"(value));                                                                   \
+		value;                                                                                            \
+	})
+
 static __always_inline struct target *current_target(__u32 *pid)
 {
 	*pid = bpf_get_current_pid_tgid() >> 32;
@@ -211,6 +220,13 @@ static __always_inline struct span_slot *find_slot(__u32 pid, __u64 key)
 	int slot = bucket ? bucket_find(bucket, key) : -1;
 
 	return slot < 0 ? NULL : &bucket->slots[slot & (SPANS_BUCKET_SLOTS - 1)];
+}
+
+static __always_inline bool find_active(__u32 pid, __u64 key, struct active_spans *found)
+{
+	struct span_slot *slot = find_slot(pid, key);
+
+	return slot && slot_active(slot, key, found) == SPANS_OK;
 }
 
 /* Makes a slot if the task, which is the running one, has none. */

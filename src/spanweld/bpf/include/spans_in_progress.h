@@ -34,16 +34,18 @@
 enum span_frame_kind {
 	FRAME_SERVER = 1, /* automatic, a request that the target serves */
 	FRAME_MANUAL = 2, /* made by the target with the OpenTelemetry SDK */
+	FRAME_CLIENT = 3, /* automatic, a request that the task has sent, until the response's head */
 };
 
 #define TRACE_FLAG_SAMPLED 1
+#define TRACE_FLAG_RANDOM 2 /* of the trace id; level 2 of Trace Context has it passed on */
 
 /* trace_id: the two halves of the 128-bit number, so in memory just as Rust's u128. */
 struct span_frame {
 	__u64 trace_id_low;
 	__u64 trace_id_high;
 	__u64 span_id; /* 0: the span has ended */
-	__u64 remote_parent; /* of a server span: the parent that came in the request, or 0 */
+	__u64 remote_parent; /* of a server span: the parent that came in the request, or 0; of a client span: its parent */
 	__u8 flags; /* W3C trace flags */
 	__u8 kind; /* enum span_frame_kind */
 	__u8 pad[6];
@@ -68,6 +70,7 @@ enum spans_result {
 	SPANS_ABSENT, /* no such task, or no such span in its stack */
 	SPANS_BUSY, /* somebody else changed the slot all the while */
 	SPANS_OVERFLOW, /* the stack has no room */
+	SPANS_UNFRAMED, /* open spans, and no request: it is that of the task's spawner */
 };
 
 /* Fibonacci hashing: task ids are consecutive, their buckets should not be. */
@@ -228,6 +231,20 @@ SPANS_INLINE enum spans_result spans_clear(struct span_slot *slot, __u64 key)
 	return SPANS_OK;
 }
 
+/* Ends what was pushed before any request of the task's own: the request that it belongs to has ended. */
+SPANS_INLINE enum spans_result spans_end_unframed(struct span_slot *slot, __u64 key)
+{
+	if (!spans_lock(slot, key))
+		return SPANS_BUSY;
+	for (int i = 0; i < SPANS_DEPTH; i++) {
+		if ((__u32)i >= slot->depth || slot->frames[i].kind == FRAME_SERVER)
+			break;
+		slot->frames[i].span_id = 0;
+	}
+	spans_settle_and_unlock(slot, key);
+	return SPANS_OK;
+}
+
 /* What spans_active finds. */
 struct active_spans {
 	struct span_frame server; /* the request that is being handled */
@@ -242,12 +259,13 @@ struct active_spans {
 
 /*
  * The active span context of a task. A task with two open requests has none, since nothing tells
- * which of them the code at hand belongs to.
+ * which of them the code at hand belongs to. SPANS_UNFRAMED: only `active` is set.
  */
 SPANS_INLINE enum spans_result spans_active(struct span_slot *slot, __u64 key, struct active_spans *found)
 {
 	for (int attempt = 0; attempt < SPANS_TRIES; attempt++) {
 		__u32 before = *(volatile __u32 *)&slot->sequence;
+		bool framed = false;
 		__u32 depth;
 
 		if (before & 1)
@@ -264,8 +282,10 @@ SPANS_INLINE enum spans_result spans_active(struct span_slot *slot, __u64 key, s
 			if ((__u32)i >= depth)
 				break;
 			/* What follows a request that has ended went with it. */
-			if (frame->kind == FRAME_SERVER)
+			if (frame->kind == FRAME_SERVER) {
 				found->is_set = 0;
+				framed = true;
+			}
 			if (!frame->span_id)
 				continue;
 			if (frame->kind == FRAME_SERVER) {
@@ -273,13 +293,17 @@ SPANS_INLINE enum spans_result spans_active(struct span_slot *slot, __u64 key, s
 				found->is_set = 1;
 				found->server = *frame;
 			}
-			if (found->is_set)
+			if (found->is_set || !framed) {
+				found->is_set = 1;
 				found->active = *frame;
+			}
 		}
 		/* x86-64 keeps loads in order: only the compiler must. */
 		__asm__ volatile("" ::: "memory");
 		if (*(volatile __u32 *)&slot->sequence != before)
 			continue;
+		if (!found->servers && found->is_set)
+			return found->active.span_id ? SPANS_UNFRAMED : SPANS_ABSENT;
 		if (found->servers != 1 || !found->is_set)
 			return SPANS_ABSENT;
 		if (!found->server.span_id || !found->active.span_id)

@@ -37,7 +37,22 @@ unsigned long long bpf_get_current_pid_tgid(void);
 unsigned long long bpf_get_current_task(void);
 unsigned long long bpf_get_attach_cookie(void *ctx);
 struct task_struct *bpf_get_current_task_btf(void);
+unsigned long long bpf_get_attach_cookie(void *context);
 long bpf_task_pt_regs(struct task_struct *task);
 long bpf_send_signal_thread(unsigned signal);
+
+struct bpf_sock;
+struct bpf_sock_ops;
+struct sk_msg_md;
+struct tcp_sock;
+
+void *bpf_sk_storage_get(void *map, struct bpf_sock *sock, void *value, unsigned long long flags);
+struct tcp_sock *bpf_skc_to_tcp_sock(struct bpf_sock *sock);
+unsigned long long bpf_get_socket_cookie(struct bpf_sock_ops *ops);
+long bpf_setsockopt(struct bpf_sock_ops *ops, int level, int name, void *value, int size);
+long bpf_sock_hash_update(struct bpf_sock_ops *ops, void *map, void *key, unsigned long long flags);
+long bpf_msg_pull_data(struct sk_msg_md *message, unsigned start, unsigned end, unsigned long long flags);
+long bpf_msg_push_data(struct sk_msg_md *message, unsigned start, unsigned length, unsigned long long flags);
+long bpf_msg_pop_data(struct sk_msg_md *message, unsigned start, unsigned length, unsigned long long flags);
 
 #endif

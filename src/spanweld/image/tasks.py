@@ -1,0 +1,278 @@
+"""Where tokio's tasks get their ids and are woken: places in the code of an image.
+
+A task is spawned in many ways (``spawn``, ``spawn_local``, ``spawn_blocking``, …), each of them generic
+and inlined as the compiler likes. But each takes the new task's id from one counter, and the code for
+that is always the same: ``lock xadd`` on it, a comparison with 0, and a branch back, since an id is
+never 0. On that branch the id is in a register. A probe there costs no single step, and says the id
+without any layout. Where nothing is optimised, the counter is only used in ``Id::next``, which returns it.
+
+A task's waker is its address with one static ``RawWakerVTable``, whose functions are therefore never inlined.
+Without symbols it is told by its first one, which adds one reference (0x40) to the task and returns
+that very vtable.
+
+Source: tokio ``src/runtime/task/{id,waker,state}.rs``, 1.22 to 1.54.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import iced_x86 as x86
+
+from spanweld.image.code import decode, find_returns
+from spanweld.image.elf import MAX_SECTION, Image
+from spanweld.image.pointers import Pointers
+from spanweld.image.stripped import find_task_vtables
+from spanweld.image.symbols import (
+    FoundBy,
+    Function,
+    find_functions,
+    find_objects,
+    has_symbols,
+)
+from spanweld.image.unwind import FunctionTable
+from spanweld.model import FileOffset, VirtAddr
+
+_NEXT = "tokio::runtime::task::id::Id::next"
+_COUNTER = "tokio::runtime::task::id::Id::next::NEXT_ID"
+_WAKERS = ("tokio::runtime::task::waker::wake_by_val", "tokio::runtime::task::waker::wake_by_ref")
+
+# lock xadd [rip + …], r64; mov r64, [rip + …]: the counter itself, or its address from the loader's table.
+_TAKES = re.compile(
+    rb"(?=(?:\xf0[\x48\x4c]\x0f\xc1|[\x48\x4c]\x8b)[\x05\x0d\x15\x1d\x25\x2d\x35\x3d](....))", re.DOTALL
+)
+_LONGEST = 9
+# From the load of the counter's address to the lock xadd, and all after that: bytes and instructions.
+_MAX_DISTANCE = 64
+_MAX_INSTRUCTIONS = 12
+# lock xadd [reg], r64
+_XADD = re.compile(rb"\xf0[\x48-\x4f]\x0f\xc1")
+_ONE_REFERENCE = 0x40
+_MAX_CLONE = 256
+_MAX_WAKERS = 1 << 12
+
+REGISTERS = ("ax", "bx", "cx", "dx", "si", "di", "bp", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15")
+"""The registers that a new id may be in; the BPF programs are given the index (tokio_tasks.h)."""
+_REGISTERS: dict[int, int] = {
+    register: REGISTERS.index(name)
+    for name, register in (
+        ("ax", x86.Register.RAX),
+        ("bx", x86.Register.RBX),
+        ("cx", x86.Register.RCX),
+        ("dx", x86.Register.RDX),
+        ("si", x86.Register.RSI),
+        ("di", x86.Register.RDI),
+        ("bp", x86.Register.RBP),
+        ("r8", x86.Register.R8),
+        ("r9", x86.Register.R9),
+        ("r10", x86.Register.R10),
+        ("r11", x86.Register.R11),
+        ("r12", x86.Register.R12),
+        ("r13", x86.Register.R13),
+        ("r14", x86.Register.R14),
+        ("r15", x86.Register.R15),
+    )
+}
+
+
+@dataclass(frozen=True, slots=True)
+class IdPlace:
+    """An instruction before which the id of a task that is being spawned is in a register.
+
+    ``function`` is what takes the id there, inlined or not. ``register`` is an index into ``REGISTERS``;
+    ``instruction`` is what stands at ``offset``.
+    """
+
+    function: Function
+    offset: FileOffset
+    register: int
+    instruction: str
+
+
+def find_new_task_ids(image: Image) -> tuple[IdPlace, ...] | str:
+    """Every place where a new task gets its id, by address, or a sentence that says why there is none."""
+    if has_symbols(image):
+        counters = [(address, FoundBy.SYMBOL) for address in find_objects(image, _COUNTER)]
+        if not counters:
+            return "no counter of tokio's task ids is in the image"
+    else:
+        counters = [(VirtAddr(address), FoundBy.CODE) for address in _guess_counter(image)]
+        if len(counters) != 1:
+            return "it has no symbols, and no code shows where tokio counts its tasks"
+    places = [
+        place
+        for address, found_by in counters
+        for place in _places(image, _takers(image).get(address, ()), found_by)
+    ]
+    if not places:
+        places = [
+            IdPlace(function, offset, REGISTERS.index("ax"), "ret")
+            for function in find_functions(image, _NEXT)
+            for offset in find_returns(image, function)
+        ]
+    places.sort(key=lambda place: place.offset)
+    return tuple(places) or "no code was found that takes a new task's id"
+
+
+def find_wakers(image: Image) -> tuple[Function, Function] | str:
+    """The functions that wake a task, by value and by reference, whose first argument is its header."""
+    if has_symbols(image):
+        by_val, by_ref = (find_functions(image, name) for name in _WAKERS)
+        if len(by_val) == len(by_ref) == 1:
+            return by_val[0], by_ref[0]
+        return f"it has {len(by_val)} functions {_WAKERS[0]}"
+    table = FunctionTable(image)
+    pointers = Pointers(image)
+    found = []
+    looked_at = 0
+    for segment in image.loads:
+        if not segment.executable or segment.file_size > MAX_SECTION:
+            continue
+        for offset, _, _ in image.search(_XADD, segment.offset, segment.file_size, 4):
+            start = table.containing(offset - segment.offset + segment.address)
+            if start is None or not 0 < table.size(start) <= _MAX_CLONE:
+                continue
+            looked_at += 1
+            if looked_at > _MAX_WAKERS:
+                break
+            vtable = _cloned_vtable(image, table, pointers, start)
+            if vtable is not None and vtable not in found:
+                found.append(vtable)
+    if len(found) != 1:
+        return f"it has no symbols, and {len(found) or 'no'} tables of functions look like a task's waker"
+    words = pointers.words(found[0], 4) or ()
+    functions = [_function(image, table, word, name) for word, name in zip(words[1:3], _WAKERS, strict=True)]
+    by_value, by_reference = functions
+    if by_value is None or by_reference is None:
+        return "it has no symbols, and the functions of a task's waker have no size"
+    return by_value, by_reference
+
+
+def _takers(image: Image) -> dict[int, list[int]]:
+    """Address of a counter → where its next number is taken, or its address to do so."""
+    pointers = Pointers(image)
+    result: dict[int, list[int]] = defaultdict(list)
+    left = MAX_SECTION
+    for segment in image.loads:
+        if not segment.executable or segment.file_size > left:
+            continue
+        left -= segment.file_size
+        for offset, piece in image.chunks(segment.offset, segment.file_size, _MAX_DISTANCE):
+            base = offset - segment.offset + segment.address
+            for match in _TAKES.finditer(piece):
+                end = match.end(1)
+                [distance] = struct.unpack(">i", match.group(1)[::-1])
+                target: int | None = base + end + distance
+                at = match.start()
+                if piece[at] != 0xF0:
+                    if not _XADD.search(piece, end, end + _MAX_DISTANCE):
+                        continue
+                    target = pointers.word(base + end + distance)
+                if target and base + at not in result[target]:
+                    result[target].append(base + at)
+    return result
+
+
+def _places(image: Image, starts: list[int] | tuple[()], found_by: FoundBy) -> Iterator[IdPlace]:
+    for start in starts:
+        place = _after_increment(image, start)
+        if place is None:
+            continue
+        address, register, text = place
+        offset = image.file_offset(address)
+        if offset is None:
+            continue
+        yield IdPlace(Function(_NEXT, VirtAddr(start), 0, offset, found_by), offset, register, text)
+
+
+def _after_increment(image: Image, start: int) -> tuple[int, int, str] | None:
+    """(address, register, text) of the branch that follows ``lock xadd``, ``test``; None for other code."""
+    code = image.read_memory(start, _MAX_DISTANCE + 2 * _LONGEST)
+    if code is None:
+        return None
+    number: int | None = None
+    tested = False
+    counter = x86.Register.NONE
+    for count, instruction in enumerate(x86.Decoder(64, code, ip=start)):
+        if count > _MAX_INSTRUCTIONS or instruction.is_invalid:
+            return None
+        if number is None:
+            if instruction.mnemonic == x86.Mnemonic.XADD and instruction.has_lock_prefix:
+                by_address = instruction.is_ip_rel_memory_operand and count == 0
+                by_register = counter != x86.Register.NONE and instruction.memory_base == counter
+                no_more = instruction.memory_displacement == 0 and instruction.memory_index == 0
+                if by_address or (by_register and no_more):
+                    number = instruction.op1_register
+                else:
+                    return None
+            elif count == 0 and instruction.mnemonic == x86.Mnemonic.MOV:
+                counter = instruction.op0_register
+            elif counter == x86.Register.NONE or instruction.flow_control != x86.FlowControl.NEXT:
+                return None
+        elif not tested:
+            operands = (instruction.op0_register, instruction.op1_register)
+            if instruction.mnemonic != x86.Mnemonic.TEST or operands != (number, number):
+                return None
+            tested = True
+        else:
+            if instruction.mnemonic not in (x86.Mnemonic.JE, x86.Mnemonic.JNE) or number not in _REGISTERS:
+                return None
+            text = x86.Formatter(x86.FormatterSyntax.INTEL).format(instruction)
+            return instruction.ip, _REGISTERS[number], text
+    return None
+
+
+def _guess_counter(image: Image) -> list[int]:
+    """Without symbols: the counter that the code uses which makes tasks, as their vtables show."""
+    table = FunctionTable(image)
+    vtables = set(find_task_vtables(image))
+    found: dict[int, int] = defaultdict(int)
+    for counter, starts in _takers(image).items():
+        for start in starts:
+            begin = table.containing(start)
+            if begin is None or _after_increment(image, start) is None:
+                continue
+            function = _function(image, table, begin, "")
+            if function is not None and _refers_to(image, function, vtables):
+                found[counter] += 1
+    most = max(found.values(), default=0)
+    return [counter for counter, number in found.items() if number == most]
+
+
+def _refers_to(image: Image, function: Function, addresses: set[int]) -> bool:
+    return any(
+        instruction.mnemonic == x86.Mnemonic.LEA
+        and instruction.is_ip_rel_memory_operand
+        and instruction.ip_rel_memory_address in addresses
+        for instruction in decode(image, function)
+    )
+
+
+def _cloned_vtable(image: Image, table: FunctionTable, pointers: Pointers, start: int) -> int | None:
+    """The vtable that a small function returns, if it is that one's first, and counts a reference."""
+    function = _function(image, table, start, "")
+    counts = False
+    for instruction in decode(image, function) if function is not None else ():
+        if instruction.mnemonic == x86.Mnemonic.MOV and instruction.op_count == 2:
+            is_number = x86.OpKind.IMMEDIATE8 <= instruction.op1_kind <= x86.OpKind.IMMEDIATE32TO64
+            counts |= is_number and instruction.immediate(1) == _ONE_REFERENCE
+        if not counts or not instruction.is_ip_rel_memory_operand:
+            continue
+        vtable: int | None = instruction.ip_rel_memory_address
+        if instruction.mnemonic == x86.Mnemonic.MOV:
+            vtable = pointers.word(instruction.ip_rel_memory_address)
+        words = pointers.words(vtable, 4) if vtable is not None else None
+        if words is not None and words[0] == start and all(map(table.is_start, words)):
+            return vtable
+    return None
+
+
+def _function(image: Image, table: FunctionTable, start: int, name: str) -> Function | None:
+    offset, size = image.file_offset(start), table.size(start)
+    if offset is None or not size or not image.is_executable(start):
+        return None
+    return Function(name, VirtAddr(start), size, offset, FoundBy.CODE)

@@ -1,0 +1,621 @@
+/* What tasks and threads start with, how long that holds, and whose request a connection driver sends. */
+#include "http.h"
+#include "testing.h"
+
+#include <string.h>
+
+#include "task_edges.h"
+
+#define GET "GET / HTTP/1.1\r\n\r\n"
+#define OK "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+#define HANDLER 17
+#define CHILD 18
+
+enum { ITSELF, DRIVER_FIRST, DRIVER };
+
+static void start(void)
+{
+	http_start_tokio(HANDLER);
+	sys_accept(FD, &host_tcp);
+}
+
+static struct span_frame server_of(__u64 task)
+{
+	struct active_spans found = {};
+
+	CHECK(host_is_active(PID, task, &found));
+	return found.server;
+}
+
+static bool has_context(__u64 task)
+{
+	struct active_spans found = {};
+
+	return host_finds_context(PID, task, &found);
+}
+
+static struct active_spans context_of(__u64 task)
+{
+	struct active_spans found = {};
+
+	CHECK(host_finds_context(PID, task, &found));
+	return found;
+}
+
+/* ---- edges */
+
+TEST(a_task_starts_with_its_spawners_request)
+{
+	struct active_spans found;
+
+	start();
+	host_spawns(16); /* before the request */
+	in(GET);
+	host_spawns(CHILD);
+	found = context_of(CHILD);
+	CHECK_EQUAL(found.server.span_id, server_of(HANDLER).span_id);
+	CHECK_EQUAL(found.active.span_id, server_of(HANDLER).span_id);
+	CHECK_EQUAL(found.servers, 0);
+	CHECK(!has_context(16));
+	CHECK_EQUAL(host_live_slots(PID), 1); /* a slot is made by a push */
+	out(OK);
+	CHECK(!has_context(CHILD));
+	CHECK_EQUAL(host_map_count("open_requests"), 0);
+}
+
+TEST(a_task_starts_with_the_span_that_is_active_then)
+{
+	struct span_frame manual = {.trace_id_low = 1, .span_id = 0x77, .flags = 1, .kind = FRAME_MANUAL};
+
+	start();
+	in(GET);
+	host_push_span(PID, HANDLER, &manual);
+	host_spawns(CHILD);
+	host_end_span(PID, HANDLER, 0x77);
+	host_spawns(19);
+	CHECK_EQUAL(context_of(CHILD).active.span_id, 0x77);
+	CHECK_EQUAL(context_of(CHILD).server.span_id, server_of(HANDLER).span_id);
+	CHECK_EQUAL(context_of(19).active.span_id, server_of(HANDLER).span_id);
+}
+
+TEST(what_a_spawned_task_spawns)
+{
+	__u64 server;
+
+	start();
+	in(GET);
+	server = server_of(HANDLER).span_id;
+	host_spawns(CHILD);
+	host_tokio_task(CHILD);
+	host_spawns(19);
+	CHECK_EQUAL(context_of(19).server.span_id, server);
+	host_tokio_task(HANDLER);
+	out(OK);
+	/* One that outlives its request hands nothing on. */
+	host_tokio_task(CHILD);
+	host_spawns(20);
+	CHECK(!has_context(20));
+	CHECK(!has_context(19));
+}
+
+TEST(the_next_request_of_a_connection_is_another)
+{
+	start();
+	in(GET);
+	host_spawns(CHILD);
+	out(OK);
+	in(GET);
+	CHECK(has_context(HANDLER));
+	CHECK(!has_context(CHILD));
+	host_spawns(19);
+	CHECK_EQUAL(context_of(19).server.span_id, server_of(HANDLER).span_id);
+}
+
+TEST(a_connection_that_is_closed_ends_it_too)
+{
+	start();
+	in(GET);
+	host_spawns(CHILD);
+	sys_close(FD);
+	CHECK(!has_context(CHILD));
+	CHECK_EQUAL(host_map_count("open_requests"), 0);
+}
+
+TEST(a_task_with_two_requests_hands_none_on)
+{
+	start();
+	sys_accept(FD + 1, &host_tcp);
+	in(GET);
+	in_at(FD + 1, GET, strlen(GET));
+	host_spawns(CHILD);
+	CHECK(!has_context(CHILD));
+}
+
+TEST(own_requests_come_before_the_spawners)
+{
+	start();
+	in(GET);
+	host_spawns(CHILD);
+	host_tokio_task(CHILD);
+	sys_accept(FD + 1, &host_tcp);
+	in_at(FD + 1, GET, strlen(GET));
+	CHECK_EQUAL(context_of(CHILD).servers, 1);
+	sys_accept(FD + 2, &host_tcp);
+	in_at(FD + 2, GET, strlen(GET));
+	CHECK(!has_context(CHILD)); /* two of its own: not even the spawner's */
+	out_at(FD + 1, OK, strlen(OK));
+	out_at(FD + 2, OK, strlen(OK));
+	CHECK_EQUAL(context_of(CHILD).servers, 0);
+}
+
+TEST(a_request_that_is_not_sampled_is_handed_on_as_such)
+{
+	start();
+	((struct target *)host_map_lookup("targets", &(__u32){PID}))->sample_below = 0;
+	in(GET);
+	host_spawns(CHILD);
+	CHECK_EQUAL(context_of(CHILD).server.flags & TRACE_FLAG_SAMPLED, 0);
+}
+
+TEST(no_room_for_open_requests)
+{
+	host_reset();
+	start();
+	host_map_limit("open_requests", 0);
+	in(GET);
+	host_spawns(CHILD);
+	CHECK(!has_context(CHILD));
+	out(OK);
+	CHECK_EQUAL(span_events(), 1);
+}
+
+/* ---- threads */
+
+TEST(a_thread_starts_with_its_starters_request)
+{
+	start();
+	in(GET);
+	host_starts_thread(200);
+	host_starts_process(201);
+	CHECK_EQUAL(context_of(thread_task_key(200)).server.span_id, server_of(HANDLER).span_id);
+	CHECK(!has_context(thread_task_key(201)));
+	host_thread(PID, 200);
+	host_starts_thread(202);
+	CHECK(has_context(thread_task_key(202)));
+	host_thread(PID, TID);
+	out(OK);
+	CHECK(!has_context(thread_task_key(200)));
+}
+
+TEST(a_thread_that_ends_leaves_nothing_to_the_next_one_of_its_number)
+{
+	start();
+	in(GET);
+	host_starts_thread(200);
+	host_thread(PID, 200);
+	sys_thread_exit();
+	CHECK(!has_context(thread_task_key(200)));
+	CHECK_EQUAL(host_map_count("task_edges"), 0);
+}
+
+TEST(a_thread_whose_end_was_missed)
+{
+	start();
+	in(GET);
+	host_starts_thread(200);
+	host_thread(PID, 102); /* in no request */
+	host_starts_thread(200);
+	CHECK(!has_context(thread_task_key(200)));
+}
+
+TEST(a_thread_that_waits_for_events_is_on_its_own)
+{
+	for (int number = 0; number < 3; number++) {
+		start();
+		in(GET);
+		host_starts_thread(200);
+		host_thread(PID, 200);
+		sys_epoll_wait(number);
+		CHECK(!has_context(thread_task_key(200)));
+	}
+}
+
+TEST(a_thread_that_runs_tasks_is_on_its_own)
+{
+	start();
+	in(GET);
+	host_starts_thread(200);
+	host_thread(PID, 200);
+	host_tokio_task(40);
+	host_spawns(41);
+	host_tokio_task(0);
+	CHECK(!has_context(thread_task_key(200)));
+	CHECK(!has_context(41));
+}
+
+TEST(ids_that_are_none)
+{
+	start();
+	in(GET);
+	host_spawns(0);
+	host_spawns(TASK_KEY_THREAD | 5);
+	CHECK_EQUAL(host_map_count("task_edges"), 0);
+}
+
+/* ---- wakes */
+
+/* tokio's task header, and its vtable, as the programs read them. */
+struct task_vtable {
+	__u64 functions[7];
+	__u64 trailer, scheduler, id;
+};
+
+struct task_header {
+	__u64 state, next;
+	const struct task_vtable *vtable;
+	__u64 owner, scheduler, id;
+};
+
+static const struct task_vtable vtable = {.trailer = 0x100, .scheduler = 0x20, .id = 0x28};
+
+static void wake(__u64 waker, __u64 woken)
+{
+	struct task_header header = {.vtable = &vtable, .id = woken};
+
+	host_map_memory(&header, sizeof(header));
+	host_tokio_task(waker);
+	host_wakes(&header);
+	host_unmap_memory(&header);
+}
+
+static void follow_wakes(__u64 since)
+{
+	host_map_memory(&vtable, sizeof(vtable));
+	host_map_update("wakes_followed", &(__u32){PID}, &since);
+}
+
+/* A task that handles a request at a descriptor of its own. */
+static __u64 request_in(__u64 task, int fd)
+{
+	host_tokio_task(task);
+	sys_accept(fd, &host_tcp);
+	in_at(fd, GET, strlen(GET));
+	return server_of(task).span_id;
+}
+
+TEST(whose_request_a_driver_sends)
+{
+	struct active_spans found = {};
+	__u64 a, b, driver = 50;
+
+	start();
+	follow_wakes(0);
+	a = request_in(21, FD + 1);
+	b = request_in(22, FD + 2);
+	host_tokio_task(21);
+	host_spawns(driver);
+	wake(21, driver);
+	wake(driver, driver); /* its own say nothing */
+	wake(99, driver); /* nor do those of who works for nobody */
+	CHECK_EQUAL(host_cause_by_tasks(PID, driver, DRIVER_FIRST, &found), CAUSE_FOUND);
+	CHECK_EQUAL(found.server.span_id, a);
+	CHECK_EQUAL(found.servers, 0);
+	/* They are used up. */
+	CHECK_EQUAL(host_cause_by_tasks(PID, driver, DRIVER, &found), CAUSE_UNKNOWN);
+	CHECK_EQUAL(host_count(COUNT_CAUSE_UNKNOWN), 1);
+
+	wake(21, driver); /* of the exchange that ends now */
+	host_reset_wakes(PID, driver);
+	wake(21, driver); /* late */
+	wake(22, driver);
+	CHECK_EQUAL(host_cause_by_tasks(PID, driver, DRIVER, &found), CAUSE_FOUND);
+	CHECK_EQUAL(found.server.span_id, b);
+}
+
+TEST(wakes_say_nothing_before_all_are_followed)
+{
+	struct active_spans found = {};
+	__u64 driver = 50;
+
+	start();
+	request_in(21, FD + 1);
+	wake(21, driver);
+	CHECK_EQUAL(host_map_count("wake_records"), 0);
+	follow_wakes(0);
+	wake(21, driver); /* older than that: others may have woken it before */
+	CHECK_EQUAL(host_cause_by_tasks(PID, driver, DRIVER, &found), CAUSE_UNKNOWN);
+	/* With a response's head it begins anew; whoever woke it before that may do so once more. */
+	host_reset_wakes(PID, driver);
+	wake(21, driver);
+	CHECK_EQUAL(host_cause_by_tasks(PID, driver, DRIVER, &found), CAUSE_UNKNOWN);
+	host_reset_wakes(PID, driver);
+	wake(21, driver);
+	wake(21, driver);
+	CHECK_EQUAL(host_cause_by_tasks(PID, driver, DRIVER, &found), CAUSE_FOUND);
+}
+
+TEST(wakes_are_asked_for_once)
+{
+	struct active_spans found = {};
+	__u32 before;
+
+	start();
+	before = host_events();
+	for (int i = 0; i < 3; i++)
+		CHECK_EQUAL(host_cause_by_tasks(PID, 50, DRIVER, &found), CAUSE_NONE);
+	CHECK_EQUAL(host_events(), before + 1);
+	CHECK_EQUAL(((const struct event_head *)host_event(before).bytes)->kind, EVENT_WAKES_WANTED);
+	CHECK_EQUAL(host.ring_wakeups, 1);
+}
+
+TEST(a_new_connections_driver_works_for_who_spawned_it_first)
+{
+	struct active_spans found = {};
+	__u64 a, driver = 50;
+
+	start();
+	a = request_in(21, FD + 1);
+	host_spawns(driver);
+	CHECK_EQUAL(host_cause_by_tasks(PID, driver, DRIVER_FIRST, &found), CAUSE_FOUND);
+	CHECK_EQUAL(found.server.span_id, a);
+	CHECK_EQUAL(host_cause_by_tasks(PID, driver, DRIVER, &found), CAUSE_UNKNOWN);
+	/* With another request open, it could be that one's, unless wakes tell. */
+	request_in(22, FD + 2);
+	CHECK_EQUAL(host_cause_by_tasks(PID, driver, DRIVER_FIRST, &found), CAUSE_UNKNOWN);
+	follow_wakes(0);
+	CHECK_EQUAL(host_cause_by_tasks(PID, driver, DRIVER_FIRST, &found), CAUSE_FOUND);
+}
+
+TEST(who_sends_for_itself)
+{
+	struct active_spans found = {};
+
+	start();
+	in(GET);
+	host_spawns(CHILD);
+	CHECK_EQUAL(host_cause_by_tasks(PID, CHILD, ITSELF, &found), CAUSE_FOUND);
+	CHECK_EQUAL(found.server.span_id, server_of(HANDLER).span_id);
+	CHECK_EQUAL(host_cause_by_tasks(PID, 99, ITSELF, &found), CAUSE_NONE);
+	out(OK);
+	CHECK_EQUAL(host_cause_by_tasks(PID, CHILD, ITSELF, &found), CAUSE_NONE);
+	CHECK_EQUAL(host_count(COUNT_CAUSE_UNKNOWN), 0);
+}
+
+TEST(a_driver_that_nobody_woke_while_no_request_is_open)
+{
+	struct active_spans found = {};
+
+	start();
+	follow_wakes(0);
+	CHECK_EQUAL(host_cause_by_tasks(PID, 50, DRIVER, &found), CAUSE_NONE);
+	in(GET);
+	CHECK_EQUAL(host_cause_by_tasks(PID, 50, DRIVER, &found), CAUSE_UNKNOWN);
+	out(OK);
+	CHECK_EQUAL(host_cause_by_tasks(PID, 50, DRIVER, &found), CAUSE_NONE);
+}
+
+TEST(a_worker_thread_that_was_started_in_a_request_wakes_by_events)
+{
+	__u64 worker = 60, driver = 50;
+
+	start();
+	follow_wakes(0);
+	request_in(21, FD + 1);
+	host_spawns(worker);
+	wake(worker, driver);
+	CHECK_EQUAL(host_map_count("wake_records"), 1);
+	host_tokio_task(worker);
+	sys_epoll_wait(0);
+	wake(worker, driver + 1);
+	CHECK_EQUAL(host_map_count("wake_records"), 1);
+}
+
+TEST(what_is_woken_must_look_like_a_task)
+{
+	static const struct task_vtable strange[] = {
+		{.trailer = 0x100, .scheduler = 0x10, .id = 0x28},
+		{.trailer = 0x100, .scheduler = 0x30, .id = 0x28},
+		{.trailer = 0x100, .scheduler = 0x20, .id = 0x100},
+		{.trailer = 0x28, .scheduler = 0x20, .id = 0x28},
+	};
+	struct task_header header = {.id = 50};
+
+	start();
+	follow_wakes(0);
+	request_in(21, FD + 1);
+	host_map_memory(&header, sizeof(header));
+	host_map_memory(strange, sizeof(strange));
+	for (int i = 0; i < 4; i++) {
+		header.vtable = &strange[i];
+		host_wakes(&header);
+	}
+	header.vtable = &vtable;
+	header.id = 0;
+	host_wakes(&header);
+	header.id = TASK_KEY_THREAD | 4;
+	host_wakes(&header);
+	header.vtable = NULL;
+	host_wakes(&header);
+	CHECK_EQUAL(host_map_count("wake_records"), 0);
+	CHECK_EQUAL(host_count(COUNT_READ_FAULT), 1);
+}
+
+/* ---- the rule, for all wakes that three requests with two spans each can make */
+
+#define KINDS 6 /* of contexts: request 1 to 3, each with span 1 or 2 */
+#define MOST 3 /* wakes of a kind */
+
+/* The rule in other words. `previous` are the kinds that can be the previous exchange's, one bit each. */
+static int expected_cause(const int *wakes, int previous, bool is_open)
+{
+	int by[4] = {0}, suspects = 0, others = 0, chosen = 0, spans = 0, span = -1, same = -1, sames = 0;
+	bool is_suspect[4] = {false}, repeated = false;
+
+	for (int i = 0; i < KINDS; i++) {
+		by[1 + i / 2] += wakes[i];
+		if (previous & 1 << i || is_open)
+			is_suspect[1 + i / 2] = true;
+	}
+	for (int request = 1; request <= 3; request++) {
+		if (!by[request])
+			continue;
+		if (is_suspect[request]) {
+			suspects++;
+			repeated |= by[request] > 1;
+		} else {
+			others++;
+		}
+	}
+	if (!others && !suspects)
+		return -CAUSE_NONE;
+	if (others > 1 || (others && repeated) || (!others && (suspects > 1 || !repeated)))
+		return -CAUSE_UNKNOWN;
+	for (int request = 1; request <= 3; request++)
+		if (by[request] && is_suspect[request] == !others)
+			chosen = request;
+	for (int i = 2 * (chosen - 1); i < 2 * chosen; i++) {
+		if (wakes[i] && previous & 1 << i) {
+			same = i;
+			sames++;
+		} else if (wakes[i]) {
+			spans++;
+			span = i;
+		}
+	}
+	if (spans > 1 || (!spans && sames > 1))
+		return -CAUSE_UNKNOWN;
+	return spans ? span : same;
+}
+
+static struct span_frame kind_server(int kind)
+{
+	return (struct span_frame){.span_id = 100 + kind / 2, .kind = FRAME_SERVER};
+}
+
+static struct span_frame kind_active(int kind)
+{
+	return (struct span_frame){.span_id = 1000 + kind, .kind = FRAME_MANUAL};
+}
+
+static void wake_record_by(struct wake_record *record, const int *wakes, bool backwards)
+{
+	for (int i = 0; i < KINDS; i++) {
+		int kind = backwards ? KINDS - 1 - i : i;
+		struct span_frame server = kind_server(kind), active = kind_active(kind);
+
+		for (int j = 0; j < wakes[kind]; j++)
+			wakes_note(record, &server, &active);
+	}
+}
+
+static void check_rule(const int *wakes, int previous, bool is_open, bool backwards)
+{
+	int expected = expected_cause(wakes, previous, is_open), found;
+	struct wake_record record = {.is_complete = 1};
+	int before[KINDS];
+
+	/* The exchange before is unknown, or known, by those that woke the driver. */
+	for (int i = 0; i < KINDS; i++)
+		before[i] = previous >> i & 1;
+	wake_record_by(&record, before, backwards);
+	wakes_use(&record, -CAUSE_UNKNOWN);
+	wakes_reset(&record);
+	record.is_open = is_open;
+	wake_record_by(&record, wakes, backwards);
+	found = wakes_cause(&record);
+	if (expected < 0) {
+		CHECK_EQUAL(found, expected);
+	} else {
+		CHECK(found >= 0);
+		CHECK_EQUAL(record.contexts[found].active.span_id, kind_active(expected).span_id);
+		CHECK_EQUAL(record.contexts[found].server.span_id, kind_server(expected).span_id);
+	}
+	wakes_use(&record, found);
+	CHECK_EQUAL(record.nr_previous <= PREVIOUS_MAX, 1);
+	if (found >= 0)
+		CHECK_EQUAL(record.previous[0].active_span_id, kind_active(expected).span_id);
+	CHECK_EQUAL(wakes_cause(&record), -CAUSE_NONE);
+}
+
+TEST(the_rule_for_all_wakes)
+{
+	int wakes[KINDS] = {0}, at = 0;
+
+	for (;;) {
+		for (int previous = 0; previous < 1 << KINDS; previous++) {
+			if (__builtin_popcount(previous) > PREVIOUS_MAX)
+				continue;
+			check_rule(wakes, previous, false, false);
+			check_rule(wakes, previous, false, true);
+		}
+		check_rule(wakes, 0, true, false);
+		for (at = 0; at < KINDS && ++wakes[at] > MOST; at++)
+			wakes[at] = 0;
+		if (at == KINDS)
+			break;
+	}
+}
+
+TEST(wakes_after_an_unknown_request_say_whose_it_can_have_been)
+{
+	struct span_frame a = {.span_id = 1}, b = {.span_id = 2}, c = {.span_id = 3};
+	struct wake_record record = {.is_complete = 1};
+
+	wakes_note(&record, &a, &a);
+	wakes_note(&record, &b, &b);
+	wakes_use(&record, wakes_cause(&record));
+	CHECK_EQUAL(record.is_unknown, 1);
+	wakes_reset(&record);
+	wakes_note(&record, &a, &a); /* one of the two, late */
+	CHECK_EQUAL(wakes_cause(&record), -CAUSE_UNKNOWN);
+	wakes_note(&record, &c, &c);
+	CHECK_EQUAL(record.contexts[wakes_cause(&record)].server.span_id, 3);
+}
+
+TEST(more_than_can_be_kept_of_a_previous_exchange)
+{
+	struct span_frame x = {.span_id = 99};
+	struct wake_record record = {.is_complete = 1};
+
+	for (int i = 0; i <= PREVIOUS_MAX; i++) {
+		struct span_frame frame = {.span_id = 1 + i};
+
+		wakes_note(&record, &frame, &frame);
+	}
+	wakes_use(&record, wakes_cause(&record));
+	CHECK_EQUAL(record.is_open, 1);
+	wakes_reset(&record);
+	wakes_note(&record, &x, &x);
+	CHECK_EQUAL(wakes_cause(&record), -CAUSE_UNKNOWN);
+	wakes_note(&record, &x, &x);
+	CHECK_EQUAL(record.contexts[wakes_cause(&record)].server.span_id, 99);
+}
+
+TEST(more_contexts_than_are_kept_say_nothing)
+{
+	struct wake_record record = {};
+
+	wakes_reset(&record);
+	for (int i = 0; i <= WAKE_CONTEXTS; i++) {
+		struct span_frame server = {.span_id = 1}, active = {.span_id = 10 + i};
+
+		wakes_note(&record, &server, &active);
+	}
+	CHECK_EQUAL(wakes_cause(&record), -CAUSE_UNKNOWN);
+	wakes_reset(&record);
+	CHECK_EQUAL(wakes_cause(&record), -CAUSE_NONE);
+}
+
+TEST(a_wake_that_is_being_noted_says_nothing_yet)
+{
+	struct wake_record record = {};
+	struct span_frame server = {.span_id = 1};
+
+	wakes_reset(&record);
+	record.contexts[0].wakes = WAKE_BEING_NOTED;
+	wakes_note(&record, &server, &server);
+	CHECK_EQUAL(record.contexts[1].wakes, 1);
+	CHECK_EQUAL(wakes_cause(&record), -CAUSE_UNKNOWN);
+	record.contexts[0] = record.contexts[1]; /* two entries of one context */
+	CHECK(wakes_cause(&record) >= 0);
+}
