@@ -655,14 +655,14 @@ static __always_inline int adopt_or_follow(struct target *target, __u32 pid, str
 
 	noted = bpf_map_lookup_elem(&root_starts, &tid);
 	if (noted) {
+		/* With another trace id than it got, this is not the root that began: the sampler dropped that. */
+		if (noted->handed && (noted->trace_id_low != built->context.trace_id_low ||
+				      noted->trace_id_high != built->context.trace_id_high))
+			noted->began = noted->counted = 0;
 		start = *noted;
 		bpf_map_delete_elem(&root_starts, &tid);
 	}
-	/* One with another trace id than the root got that began is not that: the service's sampler dropped it. */
-	if (start.handed && (start.trace_id_low != built->context.trace_id_low ||
-			     start.trace_id_high != built->context.trace_id_high))
-		start.began = start.counted = 0;
-	/* Nor is a span with a parent. */
+	/* A span with a parent is not the root that began. */
 	if (start.counted && !built->parent_span_id)
 		uncount(COUNT_ROOTS_DROPPED);
 	if (target->adoption == ADOPTION_UNVERIFIED) {
