@@ -468,7 +468,10 @@ static int expected_cause(const int *wakes, int previous, bool is_open)
 	}
 	if (!others && !suspects)
 		return -CAUSE_NONE;
-	if (others > 1 || (others && repeated) || (!others && (suspects > 1 || !repeated)))
+	if (others > 1 || (others && repeated) || (!others && suspects > 1))
+		return -CAUSE_UNKNOWN;
+	/* A single wake by one of several that it can have been may be a late one. */
+	if (!others && !repeated && (is_open || __builtin_popcount(previous) != 1))
 		return -CAUSE_UNKNOWN;
 	for (int request = 1; request <= 3; request++)
 		if (by[request] && is_suspect[request] == !others)

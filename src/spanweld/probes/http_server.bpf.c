@@ -661,6 +661,8 @@ static __always_inline void response_done(struct scan *s)
 
 	finish(c, c->out.status, END_RESPONSE);
 	next_message(&c->out);
+	if (c->role == ROLE_CLIENT && !c->is_shared)
+		reset_wakes(c->pid, c->user);
 	if (c->queue_head == c->queue_tail)
 		return;
 	key.connection = *s->key;
@@ -699,8 +701,6 @@ static __always_inline void response_head_done(struct scan *s)
 	if (c->role == ROLE_CLIENT) {
 		finish(c, d->status, END_RESPONSE);
 		c->requests_open = RESPONSE_UNDER_WAY;
-		if (!c->is_shared)
-			reset_wakes(c->pid, c->user);
 	}
 	if (method == METHOD_HEAD || d->status == 204 || d->status == 304) {
 		response_done(s);

@@ -4,13 +4,15 @@
  *
  * A driver is woken by whoever hands it a request; but also by those whose request is done with (a body
  * that was read, a connection given back), perhaps after the next one has been handed over, and sometimes
- * it writes a request before its sender's wake comes. So wakes are counted, since the last head of a
- * response, by context: by the request that the waking task works for, and by the span that is active there.
+ * it writes a request before its sender's wake comes. So wakes are counted, since the last response was read
+ * to its end, by context: by the request that the waking task works for, and by the span that is active
+ * there; tasks that work for no request are one context too.
  * The previous exchange's cause is one request, if it was known; else it is one of those that woke the driver
- * until the response's head came. The cause of the next request out is
+ * until its response was read. The cause of the next request out is
  *
  *  - the one request that woke the driver beside those, if none of them did so twice;
- *  - of those, the one that woke it, if only one did, and at least twice, and no other request;
+ *  - of those, the one that woke it, if only one did and no other request: also once, if the previous
+ *    exchange's cause is known, else at least twice;
  *  - unknown in all other cases.
  *
  * Its parent is the span that was active in all these wakes but those by the previous exchange's own span,
@@ -22,6 +24,8 @@
 #include "spans_in_progress.h"
 
 #define WAKE_CONTEXTS 8 /* more of them say nothing */
+#define WAKE_BY_NOBODY                                                                                            \
+	1 /* server span id of a task that works for no request; those of requests have the top bit */
 #define WAKE_BEING_NOTED (1U << 31) /* in `wakes`: the frames are not there yet */
 
 struct wake_context {
@@ -60,12 +64,12 @@ struct wake_tally {
 	__u32 pad;
 };
 
-/* Who woke a task since the last head of a response that it read, and what the exchange before was for. */
+/* Who woke a task since the last response that it read, and what the exchange before was for. */
 struct wake_record {
 	struct wake_context contexts[WAKE_CONTEXTS];
 	struct exchange_cause previous[PREVIOUS_MAX]; /* one of these caused the previous exchange */
 	__u32 nr_previous;
-	__u32 is_unknown; /* which of them: whoever wakes the task until the head of the response is another */
+	__u32 is_unknown; /* which of them: whoever wakes the task until the response was read is another */
 	__u32 is_open; /* it may be none of them */
 	__u32 is_full; /* there were more contexts than have room */
 	__u32 is_complete; /* no wake was missed */
@@ -80,6 +84,7 @@ enum cause {
 	CAUSE_NONE = 1, /* nothing of which is known that it is a request's */
 	CAUSE_FOUND,
 	CAUSE_UNKNOWN, /* some request's, but not whose */
+	CAUSE_NOBODY, /* of a task that works for no request: CAUSE_NONE, and certain */
 };
 
 /* Counts a wake. Threads may do so at once; one context may then have two entries. */
@@ -135,7 +140,7 @@ SPANS_INLINE void wakes_forget(struct wake_record *record)
 	record->is_full = 0;
 }
 
-/* The head of a response was read: all wakes that follow are seen, and count. */
+/* A response was read to its end: all wakes that follow are seen, and count. */
 SPANS_INLINE void wakes_reset(struct wake_record *record)
 {
 	wakes_forget(record);
@@ -232,6 +237,11 @@ SPANS_INLINE void wakes_tally_spans(struct wake_record *record, __u64 request)
 	}
 }
 
+SPANS_INLINE bool wakes_knows_previous(const struct wake_record *record)
+{
+	return !record->is_open && record->nr_previous == 1;
+}
+
 /* Index of the context that caused what is sent now, or minus an enum cause. */
 SPANS_INLINE int wakes_cause(struct wake_record *record)
 {
@@ -244,7 +254,9 @@ SPANS_INLINE int wakes_cause(struct wake_record *record)
 		return -CAUSE_UNKNOWN;
 	if (!tally->others && !tally->previouses)
 		return -CAUSE_NONE;
-	if (tally->others ? tally->repeated : tally->previouses > 1 || !tally->repeated)
+	if (tally->others && tally->repeated)
+		return -CAUSE_UNKNOWN;
+	if (!tally->others && (tally->previouses > 1 || !(tally->repeated || wakes_knows_previous(record))))
 		return -CAUSE_UNKNOWN;
 	wakes_tally_spans(record, tally->others ? tally->other : tally->previous);
 	if (tally->spans > 1 || (!tally->spans && tally->same_spans > 1))
