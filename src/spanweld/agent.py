@@ -398,7 +398,7 @@ class Agent:
             self._attach_inline(target, writer)
 
     def _attach_inline(self, target: Target, writer: inline_writer.InlineWriter) -> None:
-        """Puts the probes into the process or, where the user left the writer to us, uprobes in their place."""
+        """Puts the probes into the process or, where the writer was left to us, uprobes in their place."""
         try:
             writer.attach(self._encode_target(target, target.plan.adopted_layout))
         except TargetError as error:
@@ -768,7 +768,7 @@ _LAYOUT_ABSENT = {
     "layout_span_status_size": 0,
     "layout_status_unset": 0,
     "layout_status_ok": 0,
-    "layout_end_argument_none_nanos": 0xFFFF_FFFF,
+    "layout_end_argument_none_nanos": 0,
     "layout_end_argument_tag_none": 0,
     "layout_span_name_borrowed": 0,
 }

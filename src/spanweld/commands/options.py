@@ -58,7 +58,7 @@ def tracing_options(function: Function) -> Function:
             envvar="SPANWELD_PROBES",
             show_default=True,
             help="How the SDK's functions are probed: by the kernel (uprobe), or by code put into the "
-            "service (inline), which costs nanoseconds, where the service allows that. auto is uprobe, but for "
+            "service (inline), which costs nanoseconds, where it allows that. auto is uprobe, but for "
             "--write inline, which demands it.",
         ),
         click.option(

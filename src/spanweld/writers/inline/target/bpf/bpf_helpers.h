@@ -254,8 +254,9 @@ static void *inline_lookup(enum inline_map map, const void *key);
 static long inline_update(enum inline_map map, const void *key, const void *value);
 static long inline_delete(enum inline_map map, const void *key);
 
-#define bpf_map_lookup_elem(map, key) inline_lookup(inline_map_named(#map), key)
-#define bpf_map_update_elem(map, key, value, flags) inline_update(inline_map_named(#map), key, value)
-#define bpf_map_delete_elem(map, key) inline_delete(inline_map_named(#map), key)
+#define bpf_map_lookup_elem(map, key) ((void)(map), inline_lookup(inline_map_named(#map), key))
+#define bpf_map_update_elem(map, key, value, flags)                                                               \
+	((void)(map), inline_update(inline_map_named(#map), key, value))
+#define bpf_map_delete_elem(map, key) ((void)(map), inline_delete(inline_map_named(#map), key))
 
 #endif
