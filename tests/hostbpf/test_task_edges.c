@@ -296,7 +296,6 @@ TEST(whose_request_a_driver_sends)
 	host_spawns(driver);
 	wake(21, driver);
 	wake(driver, driver); /* its own say nothing */
-	wake(99, driver); /* nor do those of who works for nobody */
 	CHECK_EQUAL(host_cause_by_tasks(PID, driver, DRIVER_FIRST, &found), CAUSE_FOUND);
 	CHECK_EQUAL(found.server.span_id, a);
 	CHECK_EQUAL(found.servers, 0);
@@ -312,6 +311,31 @@ TEST(whose_request_a_driver_sends)
 	CHECK_EQUAL(found.server.span_id, b);
 }
 
+TEST(what_a_task_that_works_for_no_request_hands_over_is_nobodys)
+{
+	struct active_spans found = {};
+	__u64 driver = 50, worker = 99;
+
+	start();
+	follow_wakes(0);
+	request_in(21, FD + 1);
+	host_spawns(driver);
+	wake(worker, driver); /* the connection was begun for a request, and is not used by that */
+	CHECK_EQUAL(host_cause_by_tasks(PID, driver, DRIVER_FIRST, &found), CAUSE_UNKNOWN);
+	host_reset_wakes(PID, driver);
+	wake(worker, driver);
+	wake(21, driver); /* it or the worker */
+	CHECK_EQUAL(host_cause_by_tasks(PID, driver, DRIVER, &found), CAUSE_UNKNOWN);
+	host_reset_wakes(PID, driver);
+	wake(worker, driver);
+	wake(worker, driver);
+	CHECK_EQUAL(host_cause_by_tasks(PID, driver, DRIVER, &found), CAUSE_NONE);
+	host_reset_wakes(PID, driver);
+	wake(worker, driver); /* late */
+	wake(21, driver);
+	CHECK_EQUAL(host_cause_by_tasks(PID, driver, DRIVER, &found), CAUSE_FOUND);
+}
+
 TEST(wakes_say_nothing_before_all_are_followed)
 {
 	struct active_spans found = {};
@@ -324,7 +348,7 @@ TEST(wakes_say_nothing_before_all_are_followed)
 	follow_wakes(0);
 	wake(21, driver); /* older than that: others may have woken it before */
 	CHECK_EQUAL(host_cause_by_tasks(PID, driver, DRIVER, &found), CAUSE_UNKNOWN);
-	/* With a response's head it begins anew; whoever woke it before that may do so once more. */
+	/* With a response it begins anew; whoever woke it before that may do so once more. */
 	host_reset_wakes(PID, driver);
 	wake(21, driver);
 	CHECK_EQUAL(host_cause_by_tasks(PID, driver, DRIVER, &found), CAUSE_UNKNOWN);
