@@ -217,8 +217,10 @@ static long head_step(__u32 index, void *context)
 
 	(void)index;
 	if (!c->window_left) {
-		__u64 size = state->left; /* 64 bits: Linux 6.1 loses what it knows of 32 */
+		__u64 size = state->left;
 
+		/* The compiler would copy 32 bits, of which the verifier of Linux 6.1 then knows nothing. */
+		asm volatile("" : "+r"(size));
 		if (size > WINDOW)
 			size = WINDOW;
 		if (!size || bpf_probe_read_kernel(c->window, size, (void *)state->from))
