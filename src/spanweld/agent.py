@@ -56,7 +56,7 @@ from spanweld.writers.stop import writer as stop_writer
 BPF_OBJECT = Path(__file__).parent / "bpf/objects/spanweld.bpf.o"
 DRAIN_INTERVAL = 0.1
 CLOSE_TIMEOUT = 3.0
-WAKES_UNASKED = 10.0
+WAKES_UNASKED = 60.0
 """Seconds for which wakes are followed in a service that may send requests, and has sent none yet."""
 
 _WRITE_NUMBERS = {
