@@ -34,7 +34,7 @@ _OTHER_RUNTIMES = ("async-std", "smol", "monoio", "glommio", "tokio-uring", "com
 
 # What drives connections in tasks of their own.
 _HTTP_CLIENTS = ("reqwest", "awc")
-_HTTP_CLIENT_NAMES = (b"hyper_util6client6legacy", b"hyper6client4conn")
+_HTTP_CLIENT_NAMES = (b"hyper6client", b"hyper..client", b"hyper_util6client", b"hyper_util..client")
 
 # All but what follows tasks, which manual spans can do without.
 _OF_SPANS = tuple(
@@ -330,7 +330,9 @@ def _place_on_tasks(image: Image, facts: ImageFacts) -> tuple[ProbePlan, ...]:
 def _has_http_client(image: Image, facts: ImageFacts) -> bool:
     if any(facts.crates.get(crate) for crate in _HTTP_CLIENTS):
         return True
-    return facts.has_symbols and any(contains_name(image, name) for name in _HTTP_CLIENT_NAMES)
+    if not facts.has_symbols:
+        return bool(facts.crates.get("hyper"))
+    return any(contains_name(image, name) for name in _HTTP_CLIENT_NAMES)
 
 
 def _why_wakes_say_nothing(facts: ImageFacts) -> str:

@@ -54,6 +54,8 @@ void host_register_maps(void)
 	MAP(open_counts);
 	MAP(request_slots);
 	MAP(wake_records);
+	MAP(driver_wakes);
+	MAP(event_drivers);
 	MAP(wakes_followed);
 	host_map_add("events", &events, ELEMENTS(events.type), ELEMENTS(events.max_entries), 0, 0);
 	host_map_add("spans_in_progress", &spans_in_progress, ELEMENTS(spans_in_progress.type),

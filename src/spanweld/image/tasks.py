@@ -4,7 +4,8 @@ A task is spawned in many ways (``spawn``, ``spawn_local``, ``spawn_blocking``, 
 and inlined as the compiler likes. But each takes the new task's id from one counter, and the code for
 that is always the same: ``lock xadd`` on it, a comparison with 0, and a branch back, since an id is
 never 0. On that branch the id is in a register. A probe there costs no single step, and says the id
-without any layout. Where nothing is optimised, the counter is only used in ``Id::next``, which returns it.
+without any layout. Before tokio 1.40 there is no comparison: the probe is on the instruction after
+``lock xadd``. Where nothing is optimised, the counter is only used in ``Id::next``, which returns it.
 
 A task's waker is its address with one static ``RawWakerVTable``, whose functions are therefore never inlined.
 Without symbols it is told by its first one, which adds one reference (0x40) to the task and returns
@@ -23,7 +24,7 @@ from dataclasses import dataclass
 
 import iced_x86 as x86
 
-from spanweld.image.code import decode, find_returns
+from spanweld.image.code import decode, find_returns, first_instruction
 from spanweld.image.elf import MAX_SECTION, Image
 from spanweld.image.pointers import Pointers
 from spanweld.image.stripped import find_task_vtables
@@ -37,8 +38,9 @@ from spanweld.image.symbols import (
 from spanweld.image.unwind import FunctionTable
 from spanweld.model import FileOffset, VirtAddr
 
-_NEXT = "tokio::runtime::task::id::Id::next"
-_COUNTER = "tokio::runtime::task::id::Id::next::NEXT_ID"
+_NEXT = "tokio::runtime::task::*Id::next"
+_COUNTER = "tokio::runtime::task::*Id::next::NEXT_ID"
+_NAME = "tokio::runtime::task::id::Id::next"
 _WAKERS = ("tokio::runtime::task::waker::wake_by_val", "tokio::runtime::task::waker::wake_by_ref")
 
 # lock xadd [rip + …], r64; mov r64, [rip + …]: the counter itself, or its address from the loader's table.
@@ -186,7 +188,7 @@ def _places(image: Image, starts: list[int] | tuple[()], found_by: FoundBy) -> I
         offset = image.file_offset(address)
         if offset is None:
             continue
-        yield IdPlace(Function(_NEXT, VirtAddr(start), 0, offset, found_by), offset, register, text)
+        yield IdPlace(Function(_NAME, VirtAddr(start), 0, offset, found_by), offset, register, text)
 
 
 def _after_increment(image: Image, start: int) -> tuple[int, int, str] | None:
@@ -216,7 +218,7 @@ def _after_increment(image: Image, start: int) -> tuple[int, int, str] | None:
         elif not tested:
             operands = (instruction.op0_register, instruction.op1_register)
             if instruction.mnemonic != x86.Mnemonic.TEST or operands != (number, number):
-                return None
+                return _without_test(image, instruction, number)
             tested = True
         else:
             if instruction.mnemonic not in (x86.Mnemonic.JE, x86.Mnemonic.JNE) or number not in _REGISTERS:
@@ -224,6 +226,17 @@ def _after_increment(image: Image, start: int) -> tuple[int, int, str] | None:
             text = x86.Formatter(x86.FormatterSyntax.INTEL).format(instruction)
             return instruction.ip, _REGISTERS[number], text
     return None
+
+
+def _without_test(image: Image, after: x86.Instruction, number: int) -> tuple[int, int, str] | None:
+    """The instruction after ``lock xadd``, if a probe may be put there."""
+    offset = image.file_offset(after.ip)
+    if offset is None or number not in _REGISTERS:
+        return None
+    first = first_instruction(image, Function("", VirtAddr(after.ip), after.len, offset))
+    if first is None or first.touches_memory or first.wide_nop:
+        return None
+    return after.ip, _REGISTERS[number], first.text
 
 
 def _guess_counter(image: Image) -> list[int]:

@@ -117,21 +117,18 @@ int tokio_wake(struct pt_regs *ctx)
 {
 	struct active_spans found = {};
 	__u64 header = ctx->di, key, woken;
-	struct task_edge *edge;
 	__u32 pid;
 	struct target *target = current_target(&pid);
 
 	if (!target)
 		return 0;
 	key = current_task_key(target);
-	if (!find_context(pid, key, &found)) {
-		if (key & TASK_KEY_THREAD) /* a runtime's thread, between tasks */
+	if (!find_context(pid, key, &found) || !found.servers) {
+		if (drives_events(pid, key))
 			return 0;
-		__builtin_memset(&found, 0, sizeof(found));
+		if (!found.is_set)
+			found.server.span_id = found.active.span_id = WAKE_BY_NOBODY;
 	}
-	edge = found.servers ? NULL : find_edge(pid, key);
-	if (edge && edge->drives_events)
-		return 0;
 	woken = task_id_at(header);
 	if (woken && woken != key)
 		note_wake(pid, woken, &found);

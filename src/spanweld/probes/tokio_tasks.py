@@ -18,7 +18,7 @@ def decode_wakes_wanted(data: bytes, clock: Clock, span_kinds: Mapping[int, int]
     return WakesWanted()
 
 
-TASK_SPAWNED = Probe("tokio_task_spawned", Place.NEW_TASK)
+TASK_SPAWNED = Probe("tokio_task_spawned", Place.NEW_TASK, "tokio::runtime::task::id::Id::next")
 OLDEST_WITH_WAKES = Release(1, 23)
 """Since then a task's vtable says where in it its id is."""
 

@@ -20,12 +20,6 @@ struct task_edge {
 	struct span_frame server; /* the request that the spawner worked for */
 	struct span_frame active; /* what was active there, `server` itself if nothing else */
 	__u32 has_slot; /* it is in `request_slots` */
-	/*
-	 * It has waited for events itself, as a runtime's worker thread does, also one that was started in a
-	 * request (block_in_place does that). Whom it wakes then is the events' choice.
-	 */
-	__u32 drives_events;
-	__u32 woken_outside; /* by a task that works for no request, before there was a wake record */
 	__u32 pad;
 };
 
@@ -93,8 +87,8 @@ struct wake_record_key {
 };
 
 /*
- * Written by tokio_tasks for each task that is woken where a span is active, while wakes are followed; once a task
- * has one, for all tasks that wake it.
+ * Written by tokio_tasks for each task that is woken where a span is active, while wakes are followed: any may
+ * turn out to be a driver.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
@@ -102,6 +96,25 @@ struct {
 	__type(key, struct wake_record_key);
 	__type(value, struct wake_record);
 } wake_records SEC(".maps");
+
+/* The same of those that drive a connection: written here when they first send, or have read a response. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 8192);
+	__type(key, struct wake_record_key);
+	__type(value, struct wake_record);
+} driver_wakes SEC(".maps");
+
+/*
+ * Tasks and threads that have waited for events themselves, as a runtime's workers do: whom they wake is the
+ * events' choice. Written while wakes are followed; forgotten by age.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 4096);
+	__type(key, struct task_edge_key);
+	__type(value, __u8);
+} event_drivers SEC(".maps");
 
 /*
  * key: process id; value: the first task that was spawned after its wakes were followed, 0: none yet. Written by
@@ -313,60 +326,74 @@ static __always_inline void note_task_on_thread(const struct target *target, __u
 		forget_edge(pid, thread_key());
 }
 
-/* A task that has nothing from its spawner, and waits for events. */
-static __always_inline void note_event_driver(__u32 pid, __u64 task_key)
-{
-	static const struct task_edge edge = {.drives_events = 1};
-	struct task_edge_key key = {};
-
-	key.task_key = task_key;
-	key.pid = pid;
-	bpf_map_update_elem(&task_edges, &key, &edge, BPF_NOEXIST);
-}
-
 /* The running thread waits for events. */
 static __always_inline void note_wait(const struct target *target, __u32 pid)
 {
-	struct task_edge *edge;
-	__u64 key;
+	struct task_edge_key key = {};
+	__u8 yes = 1;
 
 	if (target->has_thread_edges)
 		forget_edge(pid, thread_key());
 	if (!bpf_map_lookup_elem(&wakes_followed, &pid))
 		return;
-	key = current_task_key(target);
-	edge = find_edge(pid, key);
-	if (edge)
-		edge->drives_events = 1;
-	else if (!(key & TASK_KEY_THREAD))
-		note_event_driver(pid, key);
+	key.task_key = current_task_key(target);
+	key.pid = pid;
+	if (!bpf_map_lookup_elem(&event_drivers, &key))
+		bpf_map_update_elem(&event_drivers, &key, &yes, BPF_ANY);
+}
+
+static __always_inline bool drives_events(__u32 pid, __u64 task_key)
+{
+	struct task_edge_key key = {};
+
+	key.task_key = task_key;
+	key.pid = pid;
+	return bpf_map_lookup_elem(&event_drivers, &key) != NULL;
 }
 
 static __always_inline struct wake_record *find_wakes(__u32 pid, __u64 task_key)
 {
 	struct wake_record_key key = {};
+	struct wake_record *record;
 
 	key.task_key = task_key;
 	key.pid = pid;
-	return bpf_map_lookup_elem(&wake_records, &key);
+	record = bpf_map_lookup_elem(&driver_wakes, &key);
+	return record ? record : bpf_map_lookup_elem(&wake_records, &key);
 }
 
-/* A record that has nothing in it. `is_open`: what came before it is not known. */
-GLOBAL int begin_wakes(__u32 pid, __u64 task_key, __u32 is_complete, __u32 is_open)
+/* The record of a task that drives a connection; NULL if it has none. */
+static __always_inline struct wake_record *find_driver_wakes(__u32 pid, __u64 task_key)
 {
-	static const struct wake_record empty;
 	struct wake_record_key key = {};
 	struct wake_record *record;
 
 	key.task_key = task_key;
 	key.pid = pid;
-	bpf_map_update_elem(&wake_records, &key, &empty, BPF_NOEXIST);
+	record = bpf_map_lookup_elem(&driver_wakes, &key);
+	if (record)
+		return record;
 	record = bpf_map_lookup_elem(&wake_records, &key);
-	if (!record)
-		return 0;
-	record->is_complete = is_complete;
-	record->is_open = is_open;
-	return 0;
+	if (!record || bpf_map_update_elem(&driver_wakes, &key, record, BPF_ANY))
+		return NULL;
+	bpf_map_delete_elem(&wake_records, &key);
+	return bpf_map_lookup_elem(&driver_wakes, &key);
+}
+
+/* A record that has nothing in it. `is_open`: what came before it is not known. */
+static __always_inline struct wake_record *begin_wakes(void *map, struct wake_record_key *key, bool is_complete,
+						       bool is_open)
+{
+	static const struct wake_record empty;
+	struct wake_record *record;
+
+	bpf_map_update_elem(map, key, &empty, BPF_NOEXIST);
+	record = bpf_map_lookup_elem(map, key);
+	if (record) {
+		record->is_complete = is_complete;
+		record->is_open = is_open;
+	}
+	return record;
 }
 
 /* Whether a task was spawned after its wakes were followed. */
@@ -376,27 +403,28 @@ static __always_inline bool is_followed(__u64 first, __u64 task_key)
 }
 
 /*
- * A task is woken by another one, and what is active there; nothing, if that works for no request.
+ * A task is woken by another one: in a context, or, with `waker` 0 as its server span, by one that works for
+ * nobody, which counts too as soon as the task is known to be woken in others.
  * Wakes only ever tell the cause of a driver's requests; no manual root is adopted by them.
  */
 GLOBAL int note_wake(__u32 pid, __u64 woken, struct active_spans *waker)
 {
 	__u64 *first = bpf_map_lookup_elem(&wakes_followed, &pid);
+	struct wake_record_key key = {};
 	struct wake_record *record;
-	struct task_edge *edge;
+	bool followed;
 
 	if (!first || !waker)
 		return 0;
 	record = find_wakes(pid, woken);
-	if (!record && !waker->server.span_id) { /* most tasks drive no connection */
-		edge = find_edge(pid, woken);
-		if (edge)
-			edge->woken_outside = 1;
-		return 0;
-	}
 	if (!record) {
-		begin_wakes(pid, woken, is_followed(*first, woken), !is_followed(*first, woken));
-		record = find_wakes(pid, woken);
+		/* Of a task that a request has spawned, it would be missed. */
+		if (waker->server.span_id == WAKE_BY_NOBODY && !find_edge(pid, woken))
+			return 0;
+		key.task_key = woken;
+		key.pid = pid;
+		followed = is_followed(*first, woken);
+		record = begin_wakes(&wake_records, &key, followed, !followed);
 	}
 	if (record)
 		wakes_note(record, &waker->server, &waker->active);
@@ -406,38 +434,40 @@ GLOBAL int note_wake(__u32 pid, __u64 woken, struct active_spans *waker)
 /* A response was read to its end on the connection that a task drives: only wakes from now on count. */
 GLOBAL int reset_wakes(__u32 pid, __u64 driver)
 {
+	struct wake_record_key key = {};
 	struct wake_record *record;
 
 	if (!bpf_map_lookup_elem(&wakes_followed, &pid))
 		return 0;
-	record = find_wakes(pid, driver);
-	if (record)
+	record = find_driver_wakes(pid, driver);
+	if (record) {
 		wakes_reset(record);
-	else
-		begin_wakes(pid, driver, 1, 1);
+		return 0;
+	}
+	key.task_key = driver;
+	key.pid = pid;
+	begin_wakes(&driver_wakes, &key, true, true);
 	return 0;
 }
 
 /* Whose request a driver sends, by its wakes, which that uses up: enum cause. */
 GLOBAL int take_wake_cause(__u32 pid, __u64 driver, struct active_spans *found)
 {
-	struct wake_record *record = find_wakes(pid, driver);
-	bool is_outside;
+	struct wake_record *record = find_driver_wakes(pid, driver);
 	int cause;
 
 	if (!record || !found)
 		return CAUSE_NONE;
 	cause = wakes_cause(record);
-	is_outside = cause >= 0 && !record->contexts[cause & (WAKE_CONTEXTS - 1)].server.span_id;
-	if (cause >= 0 && cause < WAKE_CONTEXTS && !is_outside) {
+	if (cause >= 0 && cause < WAKE_CONTEXTS) {
 		found->server = record->contexts[cause & (WAKE_CONTEXTS - 1)].server;
 		found->active = record->contexts[cause & (WAKE_CONTEXTS - 1)].active;
 		found->servers = 0;
 		found->is_set = 1;
 	}
 	wakes_use(record, cause);
-	if (is_outside)
-		return CAUSE_OUTSIDE;
+	if (cause >= 0 && found->server.span_id == WAKE_BY_NOBODY)
+		return CAUSE_NOBODY;
 	return cause >= 0 ? CAUSE_FOUND : -cause;
 }
 
@@ -452,13 +482,17 @@ enum sender {
 GLOBAL int note_first_cause(__u32 pid, __u64 driver, struct active_spans *found)
 {
 	struct wake_context context = {};
+	struct wake_record_key key = {};
 	struct wake_record *record;
 
 	if (!found || !bpf_map_lookup_elem(&wakes_followed, &pid))
 		return 0;
-	if (!find_wakes(pid, driver))
-		begin_wakes(pid, driver, 1, 0);
-	record = find_wakes(pid, driver);
+	record = find_driver_wakes(pid, driver);
+	if (!record) {
+		key.task_key = driver;
+		key.pid = pid;
+		record = begin_wakes(&driver_wakes, &key, true, false);
+	}
 	if (!record)
 		return 0;
 	context.server = found->server;
@@ -477,7 +511,6 @@ GLOBAL int cause_by_tasks(__u32 pid, __u64 task_key, __u32 sender, struct active
 {
 	bool followed = bpf_map_lookup_elem(&wakes_followed, &pid) != NULL;
 	struct event_head event = {};
-	struct task_edge *edge;
 	struct target *target;
 	int cause = CAUSE_NONE;
 
@@ -493,22 +526,19 @@ GLOBAL int cause_by_tasks(__u32 pid, __u64 task_key, __u32 sender, struct active
 		bpf_ringbuf_output(&events, &event, sizeof(event), BPF_RB_FORCE_WAKEUP);
 	}
 	cause = take_wake_cause(pid, task_key, found);
-	if (cause == CAUSE_OUTSIDE)
-		return CAUSE_NONE;
 	if (cause == CAUSE_NONE && sender == SENDER_DRIVER_FIRST) {
 		if (spawner_context(pid, task_key, found))
 			cause = CAUSE_FOUND;
 		/* One request may begin a connection that another is the first to use. */
 		if (cause == CAUSE_FOUND && !followed && count_open(pid) > 1)
 			cause = CAUSE_UNKNOWN;
-		edge = find_edge(pid, task_key);
-		if (cause == CAUSE_FOUND && edge && edge->woken_outside)
-			cause = CAUSE_UNKNOWN;
 		if (cause == CAUSE_FOUND)
 			note_first_cause(pid, task_key, found);
 	} else if (cause == CAUSE_NONE && count_open(pid) > 0) {
 		/* Whoever hands over a request may wake the driver after it has written that. */
 		cause = CAUSE_UNKNOWN;
+	} else if (cause == CAUSE_NOBODY) {
+		cause = CAUSE_NONE;
 	}
 	if (cause == CAUSE_UNKNOWN)
 		count(COUNT_CAUSE_UNKNOWN);

@@ -4,17 +4,16 @@
  *
  * A driver is woken by whoever hands it a request; but also by those whose request is done with (a body
  * that was read, a connection given back), perhaps after the next one has been handed over, and sometimes
- * it writes a request before its sender's wake comes. So wakes are counted, since the end of the last
- * response, by context: by the request that the waking task works for, and by the span that is active there.
+ * it writes a request before its sender's wake comes. So wakes are counted, since the last response was read
+ * to its end, by context: by the request that the waking task works for, and by the span that is active
+ * there; tasks that work for no request are one context too.
  * The previous exchange's cause is one request, if it was known; else it is one of those that woke the driver
- * until the response was read to its end. The cause of the next request out is
+ * until its response was read. The cause of the next request out is
  *
  *  - the one request that woke the driver beside those, if none of them did so twice;
- *  - of those, the one that woke it, if only one did, and at least twice, and no other request;
+ *  - of those, the one that woke it, if only one did and no other request: also once, if the previous
+ *    exchange's cause is known, else at least twice;
  *  - unknown in all other cases.
- *
- * A task that works for no request (a background worker, say) counts like one more request, with ids of 0: what
- * it hands over is nobody's.
  *
  * Its parent is the span that was active in all these wakes but those by the previous exchange's own span,
  * if that is one; the previous exchange's, if there were no others.
@@ -25,6 +24,8 @@
 #include "spans_in_progress.h"
 
 #define WAKE_CONTEXTS 8 /* more of them say nothing */
+#define WAKE_BY_NOBODY                                                                                            \
+	1 /* server span id of a task that works for no request; those of requests have the top bit */
 #define WAKE_BEING_NOTED (1U << 31) /* in `wakes`: the frames are not there yet */
 
 struct wake_context {
@@ -63,12 +64,12 @@ struct wake_tally {
 	__u32 pad;
 };
 
-/* Who woke a task since it read the last response to its end, and what the exchange before was for. */
+/* Who woke a task since the last response that it read, and what the exchange before was for. */
 struct wake_record {
 	struct wake_context contexts[WAKE_CONTEXTS];
 	struct exchange_cause previous[PREVIOUS_MAX]; /* one of these caused the previous exchange */
 	__u32 nr_previous;
-	__u32 is_unknown; /* which of them: whoever wakes the task until the response's end is another */
+	__u32 is_unknown; /* which of them: whoever wakes the task until the response was read is another */
 	__u32 is_open; /* it may be none of them */
 	__u32 is_full; /* there were more contexts than have room */
 	__u32 is_complete; /* no wake was missed */
@@ -83,7 +84,7 @@ enum cause {
 	CAUSE_NONE = 1, /* nothing of which is known that it is a request's */
 	CAUSE_FOUND,
 	CAUSE_UNKNOWN, /* some request's, but not whose */
-	CAUSE_OUTSIDE, /* a task that works for no request */
+	CAUSE_NOBODY, /* of a task that works for no request: CAUSE_NONE, and certain */
 };
 
 /* Counts a wake. Threads may do so at once; one context may then have two entries. */
@@ -139,7 +140,7 @@ SPANS_INLINE void wakes_forget(struct wake_record *record)
 	record->is_full = 0;
 }
 
-/* A response was read: all wakes that follow are seen, and count. */
+/* A response was read to its end: all wakes that follow are seen, and count. */
 SPANS_INLINE void wakes_reset(struct wake_record *record)
 {
 	wakes_forget(record);
@@ -195,13 +196,13 @@ SPANS_INLINE void wakes_tally_requests(struct wake_record *record)
 		if (context->wakes == WAKE_BEING_NOTED) {
 			tally->being_noted = 1;
 		} else if (wakes_is_previous(record, context)) {
-			if (!tally->previouses || tally->previous != request)
+			if (tally->previous != request)
 				tally->previouses++;
 			if (wakes_of(record, request) > 1)
 				tally->repeated = 1;
 			tally->previous = request;
 		} else {
-			if (!tally->others || tally->other != request)
+			if (tally->other != request)
 				tally->others++;
 			tally->other = request;
 		}
@@ -223,17 +224,22 @@ SPANS_INLINE void wakes_tally_spans(struct wake_record *record, __u64 request)
 		if (!context->wakes || context->server.span_id != request)
 			continue;
 		if (wakes_is_previous_span(record, context)) {
-			if (!tally->same_spans || tally->same_span != span)
+			if (tally->same_span != span)
 				tally->same_spans++;
 			tally->same_span = span;
 			tally->same = i;
 		} else {
-			if (!tally->spans || tally->span != span)
+			if (tally->span != span)
 				tally->spans++;
 			tally->span = span;
 			tally->chosen = i;
 		}
 	}
+}
+
+SPANS_INLINE bool wakes_knows_previous(const struct wake_record *record)
+{
+	return !record->is_open && record->nr_previous == 1;
 }
 
 /* Index of the context that caused what is sent now, or minus an enum cause. */
@@ -248,7 +254,9 @@ SPANS_INLINE int wakes_cause(struct wake_record *record)
 		return -CAUSE_UNKNOWN;
 	if (!tally->others && !tally->previouses)
 		return -CAUSE_NONE;
-	if (tally->others ? tally->repeated : tally->previouses > 1 || !tally->repeated)
+	if (tally->others && tally->repeated)
+		return -CAUSE_UNKNOWN;
+	if (!tally->others && (tally->previouses > 1 || !(tally->repeated || wakes_knows_previous(record))))
 		return -CAUSE_UNKNOWN;
 	wakes_tally_spans(record, tally->others ? tally->other : tally->previous);
 	if (tally->spans > 1 || (!tally->spans && tally->same_spans > 1))

@@ -1,0 +1,62 @@
+"""Where tasks get their ids and are woken: what code shows is what symbols say."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from spanweld.image import FoundBy, Image, find_new_task_ids, find_wakers
+from spanweld.image.tasks import REGISTERS
+from spanweld.plan import make_plan
+from spanweld.probes import tokio_tasks
+from tests.unit.image.samples import ServiceBuilder
+from tools.check_stripped import strip
+
+C_REGISTERS = Path(tokio_tasks.__file__).with_suffix(".h")
+
+
+def test_registers_are_numbered_as_the_programs_have_them() -> None:
+    names = re.findall(r"ID_IN_(\w+)", C_REGISTERS.read_text())
+    assert tuple(name.lower() for name in names) == REGISTERS
+
+
+@pytest.mark.parametrize("name", ["lab", "users", "store", "minimal"])
+def test_without_symbols_the_places_are_the_same(service: ServiceBuilder, name: str, tmp_path: Path) -> None:
+    path = service(name, "release")
+    with Image.open(path) as image, Image.open(strip(path, tmp_path / "stripped")) as bare:
+        ids, bare_ids = find_new_task_ids(image), find_new_task_ids(bare)
+        wakers, bare_wakers = find_wakers(image), find_wakers(bare)
+    assert not isinstance(ids, str)
+    assert not isinstance(bare_ids, str)
+    assert [(place.offset, place.register) for place in ids] == [
+        (place.offset, place.register) for place in bare_ids
+    ]
+    assert all(place.instruction.startswith("je ") for place in ids)
+    assert {place.function.found_by for place in bare_ids} == {FoundBy.CODE}
+    assert not isinstance(wakers, str)
+    assert not isinstance(bare_wakers, str)
+    assert [function.address for function in wakers] == [function.address for function in bare_wakers]
+
+
+def test_where_nothing_is_optimised_the_id_is_returned(service: ServiceBuilder) -> None:
+    with Image.open(service("lab", "debug")) as image:
+        ids = find_new_task_ids(image)
+        assert not isinstance(find_wakers(image), str)
+    assert not isinstance(ids, str)
+    assert [(place.instruction, place.register) for place in ids] == [("ret", REGISTERS.index("ax"))]
+
+
+def test_a_service_without_tokio(service: ServiceBuilder) -> None:
+    with Image.open(service("sockets", "release")) as image:
+        assert isinstance(find_new_task_ids(image), str)
+        assert isinstance(find_wakers(image), str)
+    plan = make_plan(service("sockets", "release"))
+    assert plan.why_not(tokio_tasks.INSTRUMENTATION)
+    assert not plan.points_of(tokio_tasks.INSTRUMENTATION)
+
+
+def test_who_sends_requests(service: ServiceBuilder) -> None:
+    assert make_plan(service("users", "release")).has_http_client
+    assert not make_plan(service("store", "release")).has_http_client
