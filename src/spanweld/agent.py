@@ -315,7 +315,12 @@ class Agent:
             # What sees a span begin comes last, and goes first: none begins that is not seen to be built.
             for point in reversed(plan.points):
                 link = self._bpf.attach_uprobe(
-                    point.probe.program, pid, image, point.offset, keeper=self._keeper
+                    point.probe.program,
+                    pid,
+                    image,
+                    point.offset,
+                    keeper=self._keeper,
+                    cookie=point.cookie,
                 )
                 target.links.insert(0, (point.probe, link))
             target.pidfd = os.pidfd_open(pid)

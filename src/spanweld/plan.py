@@ -21,6 +21,7 @@ from spanweld.image import (
     find_wakers,
     first_instruction,
     locate,
+    sdk_functions,
 )
 from spanweld.image.symbols import contains_name
 from spanweld.layouts import SdkLayout
@@ -39,13 +40,15 @@ _HTTP_CLIENT_NAMES = (b"hyper6client", b"hyper..client", b"hyper_util6client", b
 _OF_SPANS = tuple(
     group for group in REGISTRY if group not in (tokio_tasks.INSTRUMENTATION, tokio_tasks.WAKES)
 )
+NO_OTHER_GENERATORS = "roots with ids by another generator than the SDK's are left alone"
 
 
 @dataclass(frozen=True, slots=True)
 class AttachPoint:
     """A probe and the place in the image where its program goes; ``instruction`` is what stands there.
 
-    ``cookie`` is a number that the program is given there.
+    ``cookie`` is a number that the program is given there: of a task's new id, its register; of a generator,
+    how many bytes further on the call returns that is meant, of those of the function (0: every call is).
     """
 
     probe: Probe
@@ -78,7 +81,8 @@ class Plan:
     are built when they end, or since only what processors are given at its end can be seen. ``learns``: with
     no layout, it is learned in the process, and until then nothing is adopted. ``tasks`` are the probes that
     follow tasks, which is a matter of its own. ``has_http_client``: it may send requests by connections
-    that it uses again, if only those of its exporter.
+    that it uses again, if only those of its exporter. ``knows_generators``: id generators
+    of the service's own are found as well as the SDK's.
     """
 
     facts: ImageFacts
@@ -92,6 +96,7 @@ class Plan:
     learns: bool = False
     tasks: tuple[ProbePlan, ...] = ()
     has_http_client: bool = False
+    knows_generators: bool = True
 
     @property
     def points(self) -> tuple[AttachPoint, ...]:
@@ -135,6 +140,7 @@ def plan_for(image: Image, facts: ImageFacts) -> Plan:
     why = _why_not_rust(facts) or _why_unknown(versions, release)
     why = why or _why_tasks_are_unknown(image, facts)
     # What is not known is taken for the newest.
+    known = None if facts.has_symbols else sdk_functions(image)
     ways = list(_ways(image, release or Release(sys.maxsize, 0), layout))
     why = why or next((way.contradiction for way in ways if way.contradiction), "")
     way = next((way for way in ways if not way.why_not), ways[0])
@@ -158,6 +164,7 @@ def plan_for(image: Image, facts: ImageFacts) -> Plan:
         learns=learns and not why and not way.why_not,
         tasks=_place_on_tasks(image, facts),
         has_http_client=_has_http_client(image, facts),
+        knows_generators=known is None or known.other_generators is not None,
     )
 
 
@@ -281,10 +288,10 @@ def _place(
             reason = found if isinstance(found, str) else None
             for function in found if not isinstance(found, str) else ():
                 places = _points(image, probe, function)
-                if isinstance(places, str):
-                    reason = places
-                else:
+                if not isinstance(places, str):
                     points += places
+                elif not function.called_from:
+                    reason = places
             plans.append(ProbePlan(instrumentation.name, probe, () if reason else tuple(points), reason))
     return tuple(plans)
 
@@ -337,10 +344,10 @@ def _why_wakes_say_nothing(facts: ImageFacts) -> str:
 
 def _points(image: Image, probe: Probe, function: Function) -> list[AttachPoint] | str:
     if probe.place is Place.RETURNS:
-        places = find_returns(image, function)
-        if not places:
+        returns = find_returns(image, function)
+        if not returns:
             return f"no return was found in the code of {function.name}"
-        return [AttachPoint(probe, function, place, "ret") for place in places]
+        return [point for place in returns for point in _for_calls(probe, function, place, "ret")]
     first = first_instruction(image, function)
     if (
         first is None
@@ -350,4 +357,11 @@ def _points(image: Image, probe: Probe, function: Function) -> list[AttachPoint]
     ):
         code = first.text if first else "nothing that decodes"
         return f"{function.name} begins with {code}, where no probe is put"
-    return [AttachPoint(probe, function, function.file_offset, first.text)]
+    return _for_calls(probe, function, function.file_offset, first.text)
+
+
+def _for_calls(probe: Probe, function: Function, place: FileOffset, text: str) -> list[AttachPoint]:
+    """A place once for each call that is meant."""
+    address = function.address + place - function.file_offset
+    distances = [returns_to - address for returns_to in function.called_from] or [0]
+    return [AttachPoint(probe, function, place, text, distance) for distance in distances]

@@ -92,6 +92,39 @@ def test_each_request_carries_the_context_of_its_client_span(how: How) -> None:
         )
 
 
+def test_what_a_request_brought_goes_on() -> None:
+    """Its trace, and its tracestate and baggage as they came, of any length that is kept."""
+    trace = "4bf92f3577b34da6a3ce929d0e0e4736"
+    cases = [
+        ("a=b", "k=v"),
+        ("a=b,c=d", ""),
+        ("", "k=v;p=1,l=%20"),
+        (",".join(f"k{n}={'v' * 50}" for n in range(30)), ",".join(f"k{n}={'v' * 90}" for n in range(80))),
+    ]
+    with store() as downstream, Traced("users", "--store", downstream.url) as traced:
+        for number, (state, baggage) in enumerate(cases, start=1):
+            headers = {"traceparent": f"00-{trace}-{number:016x}-01", "tracestate": state, "baggage": baggage}
+            with Connection(traced.address) as connection:
+                given = {name: value for name, value in headers.items() if value}
+                assert connection.request("POST", f"/api/users/{number}", given).status == 201
+        assert [values[0][:36] for values in downstream.headers("traceparent")] == [f"00-{trace}-"] * len(
+            cases
+        )
+        assert downstream.headers("tracestate") == [[state] if state else [] for state, _ in cases]
+        assert downstream.headers("baggage") == [[baggage] if baggage else [] for _, baggage in cases]
+
+
+def test_propagators() -> None:
+    """Without tracecontext, no headers."""
+    with (
+        store() as downstream,
+        Traced("users", "--store", downstream.url, agent_environ={"OTEL_PROPAGATORS": "b3"}) as traced,
+        Connection(traced.address) as connection,
+    ):
+        assert connection.request("POST", "/api/users/1").status == 201
+        assert downstream.headers("traceparent") == [[]]
+
+
 def test_large_bodies() -> None:
     body = b'"' + b"x" * (1 << 20) + b'"'
     with store() as downstream, Traced("users", "--store", downstream.url) as traced:

@@ -128,6 +128,19 @@ def test_ids_by_a_generator_of_the_services_own(flat: Traced) -> None:
     assert all(span.span_id.startswith("c0de") for span in seen.manual.values())
 
 
+def test_ids_by_a_generator_of_the_services_own_in_each_build(lab: Lab) -> None:
+    """Without symbols its functions are told by what calls them, where that is known."""
+    # The layout is verified by the SDK's own.
+    lab.see("/nested/{n}", "root", "child", "grandchild")
+    seen = lab.see("/own-ids/{n}", "root", "child")
+    assert_child(seen.manual["child"], seen.manual["root"])
+    assert all(span.span_id.startswith("c0de") for span in seen.manual.values())
+    if lab.seen_late:
+        assert_left_alone(seen.manual["root"], lab.spans)
+    else:
+        assert_child(seen.manual["root"], seen.server)
+
+
 def test_adopt_server_leaves_local_parents(flat: Traced) -> None:
     seen = flat.see("/nested/{n}", "root", "child", "grandchild")
     assert_child(seen.manual["root"], seen.server)

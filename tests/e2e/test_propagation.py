@@ -160,6 +160,25 @@ def test_client_spans_have_what_their_request_brought(every: Traced) -> None:
         assert "tenant" not in client.attributes
 
 
+def test_what_came_in_goes_out(every: Traced) -> None:
+    """To each of three requests that one caused, two of them at once; nothing to those of another."""
+    state = ",".join(f"vendor{number:02}={'s' * 30}" for number in range(32))
+    for size in (1, 1000, 8000):
+        brought = {"tracestate": state[: state.index(",", size % 1000)], "baggage": "k=v;p=q,f=" + "x" * size}
+        with Peer() as peer:
+            seen = every.see(
+                f"/ask/{{n}}?to={peer.address}", "before", "after", headers={**TRACEPARENT, **brought}
+            )
+            every.see(f"/ask/{{n}}?to={peer.address}", "before", "after")
+            heads = {head.split(" ")[1]: head.splitlines() for head in peer.heads()}
+        assert len(heads) == 6
+        for path, lines in heads.items():
+            mine = path.endswith(f"/{seen.number}")
+            (parent,) = (line for line in lines if line.startswith("traceparent: "))
+            assert (TRACE in parent) == mine
+            assert [f"{name}: {text}" in lines for name, text in brought.items()] == [mine, mine]
+
+
 def test_carried_is_typed_private_and_empty_in_the_end(every: Traced) -> None:
     pin = PINS / str(every.pid) / "carried"
     assert stat.S_IMODE(pin.stat().st_mode) & 0o077 == 0

@@ -37,6 +37,7 @@ from spanweld.commands.inspect import make_report, print_report, to_json
 from spanweld.errors import SpanweldError
 from tests.support import services
 from tests.support.corrupt import Sample, damage
+from tests.support.unknown import of_unknown_version
 
 CPU_SECONDS = 15
 MEMORY = 300 << 20
@@ -57,7 +58,7 @@ class Finding:
 
 
 def executables(folder: Path) -> list[Path]:
-    """Services with the SDK, with and without tokio and symbols, and one with debug information."""
+    """Services with the SDK, with and without tokio, symbols, a known version; one with debug information."""
     described = folder / "described"
     # As from a registry: the version stands in the path.
     source = folder / "opentelemetry_sdk-0.31.0/src/main.rs"
@@ -68,7 +69,10 @@ def executables(folder: Path) -> list[Path]:
     stripped = folder / "stripped"
     users = services.binary("users", "release")
     subprocess.run(["strip", "-o", stripped, users], check=True)
-    return [users, services.binary("sockets", "release"), stripped, described]
+    unknown = of_unknown_version(users, folder / "unknown")
+    unknown_stripped = folder / "unknown-stripped"
+    subprocess.run(["strip", "-o", unknown_stripped, unknown], check=True)
+    return [users, services.binary("sockets", "release"), stripped, unknown, unknown_stripped, described]
 
 
 class TooLongError(BaseException):

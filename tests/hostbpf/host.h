@@ -21,6 +21,7 @@ struct host {
 	__u64 now; /* CLOCK_MONOTONIC; each look at it adds 1 */
 	__u64 random; /* state of the generator */
 	__u64 ring_fill; /* what bpf_ringbuf_query answers */
+	__u64 cookie; /* of the probe that a program runs for */
 
 	/* Which call fails, counted from 1 since host_reset(); 0: none. */
 	__u64 fail_read_user;

@@ -218,6 +218,12 @@ unsigned long long bpf_get_current_pid_tgid(void)
 	return (__u64)(__u32)running->task.tgid << 32 | (__u32)running->task.pid;
 }
 
+unsigned long long bpf_get_attach_cookie(void *ctx)
+{
+	(void)ctx;
+	return host.cookie;
+}
+
 unsigned long long bpf_get_current_task(void)
 {
 	return (__u64)&running->task;

@@ -1272,6 +1272,35 @@ TEST(root_with_an_id_of_the_applications)
 	CHECK_EQUAL(manual_event(0).relation, MANUAL_OTHER);
 }
 
+/* A function that may be a generator's is one where the SDK calls it, which the return address tells. */
+TEST(functions_that_may_be_a_generators)
+{
+	struct sdk_context own = {};
+	__u64 *stack;
+
+	start();
+	in(GET);
+	stack = sdk_allocate(sizeof(*stack));
+	stack_pointer = (__u64)stack;
+	host.cookie = 0x500;
+	*stack = 0x400000 + PROBE_NEW_TRACE_ID + 0x400;
+	new_trace_id(&own);
+	CHECK(own.trace_id_low != server_of(17).trace_id_low);
+	CHECK_EQUAL(stops, 0);
+	CHECK_EQUAL(host_map_count("root_starts"), 0);
+	*stack += 0x100;
+	new_trace_id(&own);
+	CHECK_EQUAL(own.trace_id_low, server_of(17).trace_id_low);
+	/* Of another function, in front of the code that calls it; and not to be read. */
+	host.cookie = -0x500ULL;
+	*stack -= 0xa00;
+	new_trace_id(&own);
+	CHECK_EQUAL(stops, 2);
+	stack_pointer = 0x7000;
+	new_trace_id(&own);
+	CHECK_EQUAL(stops, 2);
+}
+
 TEST(unsampled_request_adopts_nothing)
 {
 	struct target settings = sdk_target;
@@ -1296,6 +1325,30 @@ static struct sdk_context drop_root(void)
 	own.span_id = new_span_id();
 	new_trace_id(&own);
 	return own;
+}
+
+/* An id by hand, right after a root on that thread that the service's sampler dropped: the id of that was ours. */
+TEST(root_with_an_id_of_the_applications_after_a_dropped_one)
+{
+	struct sdk_context own = {.trace_id_low = 5, .trace_id_high = 6, .span_id = 7, .flags = 1};
+	struct sdk_span *root;
+
+	start();
+	in(GET);
+	drop_root();
+	root = build(NULL, &own);
+	end(root);
+	CHECK_EQUAL(root->context.trace_id_low, 5);
+	CHECK_EQUAL(root->parent_span_id, 0);
+	CHECK_EQUAL(stops, 1);
+	CHECK_EQUAL(host_count(COUNT_ROOTS_OWN_ID), 1);
+	CHECK_EQUAL(host_count(COUNT_ROOTS_DROPPED), 1);
+	/* What comes then is a root as ever. */
+	root = start_span(NULL);
+	end(root);
+	CHECK_EQUAL(root->context.trace_id_low, server_of(17).trace_id_low);
+	CHECK_EQUAL(root->parent_span_id, server_of(17).span_id);
+	CHECK_EQUAL(host_count(COUNT_ROOTS_DROPPED), 1);
 }
 
 TEST(roots_that_the_service_drops_are_counted)
@@ -2108,8 +2161,9 @@ TEST(write_that_was_asked_for_and_did_not_happen)
 	start();
 	in(GET);
 	own.span_id = new_span_id();
+	host_traced_by(0);
 	host_probe(PROBE_NEW_TRACE_ID, &(struct host_registers){});
-	host_map_delete("stop_requests", &(__u32){TID});
+	host_traced_by(TRACER);
 	psc = sdk_allocate(sizeof(*psc));
 	sc = sdk_allocate(sizeof(*sc));
 	*sc = own;
@@ -2124,6 +2178,26 @@ TEST(write_that_was_asked_for_and_did_not_happen)
 	CHECK_EQUAL(manual_event(0).relation, MANUAL_UNWRITTEN);
 	CHECK_EQUAL(manual_event(0).trace_id_low, 5);
 	CHECK_EQUAL(host_count(COUNT_ROOTS_UNWRITTEN), 1);
+	CHECK_EQUAL(host_live_frames(PID), 1);
+}
+
+/* The same of a trace id that was to be handed out: what the root has then could be the application's own. */
+TEST(trace_id_that_was_to_be_handed_out)
+{
+	struct sdk_context own = {.trace_id_low = 5, .trace_id_high = 6, .flags = 1};
+	struct sdk_span *root;
+
+	start();
+	in(GET);
+	own.span_id = new_span_id();
+	host_probe(PROBE_NEW_TRACE_ID, &(struct host_registers){});
+	host_map_delete("stop_requests", &(__u32){TID});
+	root = build(NULL, &own);
+	end(root);
+	CHECK_EQUAL(root->context.trace_id_low, 5);
+	CHECK_EQUAL(root->parent_span_id, 0);
+	CHECK_EQUAL(manual_event(0).relation, MANUAL_OTHER);
+	CHECK_EQUAL(host_count(COUNT_ROOTS_OWN_ID), 1);
 	CHECK_EQUAL(host_live_frames(PID), 1);
 }
 

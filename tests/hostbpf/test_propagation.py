@@ -607,18 +607,19 @@ def test_the_last_that_finds_a_context_wins(programs: Programs) -> None:
         "b3": ("b3", "bad"),
         "jaeger": ("uber-trace-id", "bad"),
     }
-    for order in itertools.permutations(headers):
-        for sent in itertools.permutations(headers):
-            for broken in itertools.chain.from_iterable(itertools.combinations(headers, n) for n in range(3)):
-                made = programs.one(
-                    *(bad[name] if name in broken else headers[name][0] for name in sent),
-                    ("tracestate", "a=1"),
-                    propagators=",".join((*order, "baggage")),
-                )
-                winner = [name for name in order if name not in broken][-1]
-                assert made.trace_id == headers[winner][1], (order, sent, broken)
-                # It belongs to traceparent, and goes where that goes.
-                assert made.tracestate == ("a=1" if winner == "tracecontext" else "")
+    some_broken = [set(), *({name} for name in headers), *(set(headers) - {name} for name in headers)]
+    cases, expected = [], []
+    for order, sent, broken in itertools.product(
+        itertools.permutations(headers), itertools.permutations(headers), some_broken
+    ):
+        lines = [bad[name] if name in broken else headers[name][0] for name in sent]
+        propagators = tuple(Propagator(name) for name in (*order, "baggage"))
+        cases.append(Case([*lines, ("tracestate", "a=1")], propagators))
+        expected.append(next(name for name in reversed(order) if name not in broken))
+    for case, winner, made in zip(cases, expected, programs.play(cases), strict=True):
+        assert made.trace_id == headers[winner][1], case
+        # It belongs to traceparent, and goes where that goes.
+        assert made.tracestate == ("a=1" if winner == "tracecontext" else "")
 
 
 def test_nobody_is_asked(programs: Programs) -> None:

@@ -36,6 +36,8 @@ MIDDLES: tuple[Middle, ...] = ("plain", "propagating", "relay", "bare-relay")
 NONE = "none"
 FIRST = "f"
 """The key of a user's request to ``front``."""
+BODY = 20_000
+"""Bytes: several reads long, and several wakes of who reads it."""
 MOST_UNKNOWN = 0.01
 RELAYED = "-r"
 """What ends the key of a call that ``relay`` makes."""
@@ -325,9 +327,10 @@ class Chain:
         return {name: agent.messages.join() for name, agent in self.agents.items()}
 
 
-def target(number: int, seed: int, unread: int) -> str:
+def target(number: int, seed: int, unread: int, body: int) -> str:
     """What a user asks ``front`` for."""
-    return f"/{FIRST}/{NONE}/wire/{number}?seed={seed * 1_000_003 + number}&unread={unread}"
+    seed = seed * 1_000_003 + number
+    return f"/{FIRST}/{NONE}/wire/{number}?seed={seed}&unread={unread}&body={body}"
 
 
 def check(
@@ -336,6 +339,7 @@ def check(
     connections: int = 32,
     seed: int = 1,
     unread: int = 0,
+    body: int = BODY,
     how: How = "run",
     middle: Middle = "plain",
     profile: str = "release",
@@ -343,11 +347,11 @@ def check(
 ) -> Outcome:
     """Starts the chain and one receiver, sends the requests, and judges what came.
 
-    ``unread``: of 100 answers, so many are left unread by who called.
+    ``unread``: of 100 answers, so many are left unread by who called. ``body``: the largest body, in bytes.
     """
     numbers = range(1, requests + 1)
     with Chain(how=how, middle=middle, profile=profile, options=options) as chain:
-        result = load(chain.address, numbers, connections, lambda number: target(number, seed, unread))
+        result = load(chain.address, numbers, connections, lambda number: target(number, seed, unread, body))
         messages = chain.finish()
         verdict = judge(chain.receiver.spans, numbers, relay_is_bare=middle == "bare-relay")
     return Outcome(requests, result.seconds, verdict, result.failures, messages)
@@ -360,6 +364,7 @@ def main() -> int:
     parser.add_argument("--connections", type=int, default=32)
     parser.add_argument("--seed", type=int, default=1, help="decides what the handlers do")
     parser.add_argument("--unread", type=int, default=0, help="of 100 answers, so many stay unread")
+    parser.add_argument("--body", type=int, default=BODY, help="the largest body, in bytes")
     parser.add_argument("--how", choices=("run", "attach"), default="run")
     parser.add_argument("--middle", choices=MIDDLES, default="plain")
     parser.add_argument("--profile", choices=("debug", "release"), default="release")

@@ -339,9 +339,7 @@ def test_every_event_has_one_decoder_and_every_probe_of_a_function_its_symbol() 
     assert sorted(kinds) == sorted(events.EventKind)
     for instrumentation in REGISTRY:
         for probe in instrumentation.probes:
-            assert (probe.symbol is None) == (
-                probe.place in (Place.TRACEPOINT, Place.NEW_TASK, Place.SOCKETS)
-            )
+            assert (probe.symbol is None) == (probe.place in (Place.TRACEPOINT, Place.SOCKETS))
 
 
 def test_excluded_paths_are_patterns_under_masks() -> None:

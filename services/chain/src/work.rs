@@ -1,7 +1,7 @@
 //! What a handler does: steps chosen by the request's seed.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use fastrand::Rng;
@@ -16,7 +16,7 @@ use opentelemetry_sdk::trace::SdkTracer;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinHandle, JoinSet};
 
-use crate::record::{NONE, Request, Task, numbered};
+use crate::record::{NONE, Open, Request, Task, numbered};
 
 /// Calls that one handler makes at most.
 const CALLS: u32 = 2;
@@ -88,6 +88,7 @@ pub struct Incoming {
     pub number: i64,
     pub seed: u64,
     pub unread: u8,
+    pub body: usize,
 }
 
 impl Incoming {
@@ -102,11 +103,13 @@ impl Incoming {
             number,
             seed: 0,
             unread: 0,
+            body: 0,
         };
         for pair in query.split('&') {
             match pair.split_once('=')? {
                 ("seed", value) => incoming.seed = value.parse().ok()?,
                 ("unread", value) => incoming.unread = value.parse().ok()?,
+                ("body", value) => incoming.body = value.parse().ok()?,
                 _ => return None,
             }
         }
@@ -117,7 +120,7 @@ impl Incoming {
 /// Handles a call; the answer's body.
 pub async fn handle(service: Arc<Service>, incoming: Incoming, headers: HeaderMap) -> Vec<u8> {
     let mut rng = Rng::with_seed(incoming.seed);
-    let size = rng.usize(0..20_000);
+    let size = rng.usize(0..=incoming.body);
     let task = Task::of(Arc::new(Request::new(
         &service.tracer,
         incoming.number,
@@ -129,6 +132,7 @@ pub async fn handle(service: Arc<Service>, incoming: Incoming, headers: HeaderMa
         calls_left: Arc::new(AtomicU32::new(CALLS)),
         local: service.local,
         unread: incoming.unread,
+        body: incoming.body,
     };
     let open = service.propagates.then(|| {
         let propagator = TraceContextPropagator::new();
@@ -149,6 +153,7 @@ struct Work {
     /// The task runs in a `LocalSet`.
     local: bool,
     unread: u8,
+    body: usize,
 }
 
 impl Work {
@@ -237,11 +242,13 @@ impl Work {
         let key = self.task.request.next_key();
         let number = self.task.request.number;
         let seed = rng.u64(..);
-        let unread = self.unread;
+        let (unread, body) = (self.unread, self.body);
         Call {
-            path_and_query: format!("/{key}/{from}/{carries}/{number}?seed={seed}&unread={unread}"),
+            path_and_query: format!(
+                "/{key}/{from}/{carries}/{number}?seed={seed}&unread={unread}&body={body}"
+            ),
             headers,
-            body: (rng.u32(0..3) == 0).then(|| vec![b'x'; rng.usize(0..10_000)]),
+            body: (rng.u32(0..3) == 0).then(|| vec![b'x'; rng.usize(0..=body)]),
             read: rng.u8(0..100) >= unread,
         }
     }
@@ -357,13 +364,15 @@ impl Work {
         }
     }
 
-    /// A root that another task ends.
+    /// A root that another task ends. If this one is given up, it ends at once: what is active must be
+    /// certain whenever a call begins.
     async fn ended_elsewhere(&self, rng: &mut Rng) {
-        let root = self.task.root("root");
+        let root = EndOnDrop(Arc::new(Mutex::new(Some(self.task.root("root")))));
+        let shared = Arc::clone(&root.0);
         let mut inner = rng.fork();
         let task = tokio::spawn(async move {
             pause(&mut inner).await;
-            drop(root);
+            drop(EndOnDrop(shared));
         });
         AbortOnDrop(task).joined().await;
         drop(self.task.root("root"));
@@ -418,6 +427,15 @@ impl AbortOnDrop {
 impl Drop for AbortOnDrop {
     fn drop(&mut self) {
         self.0.abort();
+    }
+}
+
+/// A span that ends with whichever of its owners goes first.
+struct EndOnDrop(Arc<Mutex<Option<Open>>>);
+
+impl Drop for EndOnDrop {
+    fn drop(&mut self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
 }
 

@@ -389,7 +389,10 @@ class BpfObject:
         keeper: LinkKeeper | None = None,
         cookie: int = 0,
     ) -> Link:
-        """Attaches a program to one instruction of an image, in one process; it is given ``cookie`` there."""
+        """Attaches a program to one instruction of an image, in one process.
+
+        ``cookie`` is for the program, which may ask for it; as 64 bits, whatever its sign.
+        """
         options = _UprobeOptions(sz=ctypes.sizeof(_UprobeOptions), bpf_cookie=cookie)
         pointer = self.library.bpf_program__attach_uprobe_opts(
             self._program(program), pid, str(image).encode(), offset, ctypes.byref(options)

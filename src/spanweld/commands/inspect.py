@@ -20,7 +20,7 @@ from spanweld.image import (
     examine,
 )
 from spanweld.layouts import SdkLayout
-from spanweld.plan import Plan, ProbePlan, plan_for
+from spanweld.plan import NO_OTHER_GENERATORS, Plan, ProbePlan, plan_for
 from spanweld.probes.declaration import Place
 
 JSON_SCHEMA = 1
@@ -99,10 +99,12 @@ def _decide(plan: Plan) -> tuple[Verdict, str]:
         return Verdict.NOTHING, plan.why_no_adoption
     if plan.why_no_adoption:
         return Verdict.AUTOMATIC_ONLY, plan.why_no_adoption
-    learned = ", once the layout is learned" if plan.learns else ""
+    limits = ", once the layout is learned" if plan.learns else ""
+    if not plan.knows_generators:
+        limits += f"; {NO_OTHER_GENERATORS}"
     if plan.facts.task_id is None:
-        return Verdict.JOINED, f"by thread, since {plan.facts.task_id_reason}{learned}"
-    return Verdict.JOINED, f"by tokio task{learned}"
+        return Verdict.JOINED, f"by thread, since {plan.facts.task_id_reason}{limits}"
+    return Verdict.JOINED, f"by tokio task{limits}"
 
 
 def crates_of_interest(facts: ImageFacts) -> dict[str, tuple[str, ...]]:

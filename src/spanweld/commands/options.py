@@ -11,6 +11,7 @@ import click
 from spanweld.agent import Target
 from spanweld.layouts import SdkLayout
 from spanweld.messages import warn
+from spanweld.plan import NO_OTHER_GENERATORS
 from spanweld.settings import (
     AdoptMode,
     InjectMode,
@@ -133,4 +134,6 @@ def describe(target: Target) -> str:
             manual = f"manual spans of {sdk} are adopted (write {mode.value}), {source}"
         else:
             manual = f"manual spans of {sdk} are adopted once their layout is learned (write {mode.value})"
+        if not plan.knows_generators:
+            manual += f"; {NO_OTHER_GENERATORS}"
     return f"ready (pid {target.pid}, {name}; {manual})"

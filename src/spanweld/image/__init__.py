@@ -4,7 +4,7 @@ from spanweld.image.code import FirstInstruction, find_returns, first_instructio
 from spanweld.image.elf import Image, Section, Segment
 from spanweld.image.facts import ImageFacts, analyse, examine
 from spanweld.image.language import Language
-from spanweld.image.locate import locate
+from spanweld.image.locate import locate, sdk_functions
 from spanweld.image.stripped import SpanArguments, find_span_arguments
 from spanweld.image.symbols import FoundBy, Function, find_functions, find_many
 from spanweld.image.tasks import IdPlace, find_new_task_ids, find_wakers
@@ -33,4 +33,5 @@ __all__ = [
     "find_wakers",
     "first_instruction",
     "locate",
+    "sdk_functions",
 ]

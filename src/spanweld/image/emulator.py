@@ -424,6 +424,9 @@ class Machine:
             condition.LE: less or self._zero,
             condition.G: not (less or self._zero),
         }
+        if code not in values:
+            # jrcxz and loop
+            raise EmulationError("a branch on a register")
         return values[code]
 
 

@@ -40,6 +40,8 @@ _MAX_KNOWN = 1 << 10
 _MAX_DEPTH = 6
 # Of a struct that an argument points to; of what may be in one place.
 _MAX_POINTED = 1 << 9
+# Entries of states that are looked through for that, in one function.
+_MAX_SCANNED = 1 << 19
 _MAX_OPTIONS = 6
 
 STACK = -1
@@ -268,6 +270,7 @@ class _Walk:
     def __init__(self, resolve: Callable[[int], int | None], function: Function, *, keeps_all: bool) -> None:
         self.flow = Flow()
         self.keeps_all = keeps_all
+        self._may_scan = _MAX_SCANNED
         self._resolve = resolve
         self._inside = range(function.address, function.address + function.size)
         self._infos = x86.InstructionInfoFactory()
@@ -325,6 +328,9 @@ class _Walk:
             for pointer in options(argument):
                 if not isinstance(pointer, Pointer) or pointer.base >= 0:
                     continue
+                self._may_scan -= len(self.known)
+                if self._may_scan < 0:
+                    return
                 for (base, offset), (value, size) in self.known.items():
                     if base == pointer.base and 0 <= offset - pointer.offset < _MAX_POINTED:
                         yield Access(Pointer(number, 0), offset - pointer.offset, size, value)
@@ -456,12 +462,12 @@ class _Walk:
             if place is None:
                 continue
             size = x86.MemorySizeExt.size(memory.memory_size)
-            if memory.access in _READING:
+            if memory.access in READING:
                 self._note_read(place, size)
-            if memory.access in _WRITING:
+            if memory.access in WRITING:
                 self._store(place[0], place[1], size, None)
         for register in info.used_registers():
-            if register.access in _WRITING:
+            if register.access in WRITING:
                 self._set(register.register, None)
 
     def _place(self, instruction: x86.Instruction) -> tuple[Pointer | Loaded, int] | None:
@@ -619,9 +625,9 @@ _CONDITIONAL_MOVES = frozenset(
 )
 _JOINS = frozenset((_M.PUNPCKLQDQ, _M.VPUNPCKLQDQ))
 _STRING_MOVES = {_M.MOVSB: 1, _M.MOVSQ: 8}
-_READING = frozenset(
+READING = frozenset(
     (x86.OpAccess.READ, x86.OpAccess.COND_READ, x86.OpAccess.READ_WRITE, x86.OpAccess.READ_COND_WRITE)
 )
-_WRITING = frozenset(
+WRITING = frozenset(
     (x86.OpAccess.WRITE, x86.OpAccess.COND_WRITE, x86.OpAccess.READ_WRITE, x86.OpAccess.READ_COND_WRITE)
 )

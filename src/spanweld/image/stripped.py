@@ -26,17 +26,22 @@ import re
 import struct
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import iced_x86 as x86
 
 from spanweld.image.code import decode
 from spanweld.image.elf import MAX_SECTION, Image, Segment
-from spanweld.image.flow import Access, Call, Flow, Loaded, Pointer, Value, follow
+from spanweld.image.flow import READING, WRITING, Access, Call, Flow, Loaded, Pointer, Value, follow
 from spanweld.image.pointers import MAX_MATCHES, Pointers
 from spanweld.image.symbols import FoundBy, Function
 from spanweld.image.unwind import FunctionTable
 from spanweld.model import VirtAddr
+
+if TYPE_CHECKING:
+    # At run time these are plain numbers; only the stubs have them as types.
+    from iced_x86._iced_x86_py import Register
 
 # The size and the alignment in the vtable of a type of no bytes; the function that drops it is before them.
 _NO_BYTES = re.compile(rb"(?=\0{8}\x01\0{7})")
@@ -61,6 +66,21 @@ _TRAIT_METHODS = 4
 _FORMATTED = re.compile(
     rb"(?=.{3}\0{5}[\x01\x02\x04\x08\x10\x20\x40\x80]\0{7}(?:.{5}\0{3}){%d})" % (1 + _TRAIT_METHODS),
     re.DOTALL,
+)
+# A vtable of a trait with Debug above it and at least two methods; the name that Debug prints.
+_PRINTED = re.compile(rb"(?=.{3}\0{5}[\x01\x02\x04\x08\x10\x20\x40\x80]\0{7}(?:.{5}\0{3}){3})", re.DOTALL)
+_TYPE_NAME = re.compile(rb"[A-Z][A-Za-z0-9_]*\Z")
+_MAX_OTHER_GENERATORS = 8
+_LEAVING = frozenset(
+    (
+        x86.FlowControl.CALL,
+        x86.FlowControl.INDIRECT_CALL,
+        x86.FlowControl.UNCONDITIONAL_BRANCH,
+        x86.FlowControl.INDIRECT_BRANCH,
+    )
+)
+_OTHER_ARGUMENTS = frozenset(
+    (x86.Register.RSI, x86.Register.RDX, x86.Register.RCX, x86.Register.R8, x86.Register.R9)
 )
 # Argument of on_end; how deep calls are followed that get it: a debug build drops a text in ten calls.
 _DATA, _ON_END = 1, 2
@@ -90,13 +110,18 @@ _TRACE_ID, _SPAN_ID = 0x20, 0x30
 
 @dataclass(frozen=True, slots=True)
 class SdkFunctions:
-    """Function of the SDK → what was found, or a sentence that says why it was not."""
+    """Function of the SDK → what was found, or a sentence that says why it was not.
+
+    ``other_generators``: methods of types that may be id generators too, (new_trace_id, new_span_id), each
+    with where it is called from if it is one; None where it is not known what calls them.
+    """
 
     new_trace_id: Function | str
     new_span_id: Function | str
     build_with_context: Function | str
     build_recording_span: Function | str
     ensure_ended_and_exported: Function | str
+    other_generators: tuple[tuple[Function, Function], ...] | None
 
 
 def find_sdk_functions(image: Image) -> SdkFunctions:
@@ -104,7 +129,7 @@ def find_sdk_functions(image: Image) -> SdkFunctions:
     table = FunctionTable(image)
     if not table.starts:
         why = "it has no table of its functions (.eh_frame_hdr)"
-        return SdkFunctions(why, why, why, why, why)
+        return SdkFunctions(why, why, why, why, why, None)
     return _Search(image, table).run()
 
 
@@ -184,13 +209,15 @@ def find_task_vtables(image: Image) -> list[int]:
 class _Builder:
     """``build_with_context``, or what it is inlined in.
 
-    ``is_whole``: it takes tracer and context as arguments and in their order. ``provider_in_span`` is where
-    it is seen to put the tracer's provider in the Span that it returns (one place, or none is seen);
-    ``processors`` is where in the provider the list of span processors is.
+    ``generator``: owner and place of the box whose methods make ids. ``is_whole``: it takes tracer and
+    context as arguments and in their order. ``provider_in_span`` is where it is seen to put the tracer's
+    provider in the Span that it returns (one place, or none is seen); ``processors`` is where in the provider
+    the list of span processors is.
     """
 
     function: Function
     flow: Flow
+    generator: tuple[Value, int]
     is_whole: bool
     provider_in_span: frozenset[int]
     processors: int
@@ -289,6 +316,7 @@ class _Search:
             self._choose_builder(builders),
             recorder if isinstance(recorder, str) else recorder.function,
             self._find_ender(enders, builders, None if isinstance(recorder, str) else recorder),
+            self._find_other_generators(trace_id, builders[0]) if len(builders) == 1 else None,
         )
 
     def _find_generator(self) -> tuple[Function | str, Function | str]:
@@ -318,6 +346,84 @@ class _Search:
             why = "the methods of its RandomIdGenerator do not panic where they should"
             return why, why
         return self._function(first) or _NO_SIZE, self._function(second) or _NO_SIZE
+
+    def _find_other_generators(
+        self, own: Function | str, builder: _Builder
+    ) -> tuple[tuple[Function, Function], ...] | None:
+        """Types with two methods that could be those of a generator of the service's own.
+
+        More than that their code does not tell: what is certain is where a call of a generator returns to.
+        """
+        after = {
+            instruction.ip: VirtAddr(instruction.next_ip)
+            for instruction in decode(self._image, builder.function)
+        }
+        trace_calls, span_calls = (
+            tuple(
+                after[call.address]
+                for call in builder.flow.calls
+                if call.slot is not None and call.slot.offset == method and _boxed(call) == builder.generator
+            )
+            for method in (_FIRST_METHOD, _SECOND_METHOD)
+        )
+        found: dict[tuple[int, int], tuple[Function, Function]] = {}
+        for address in self._pointers.find(_PRINTED):
+            drop = self._pointers.word(address - 8)
+            words = self._pointers.words(address + 16, 3)
+            if words is None or not all(map(self._table.is_start, words)):
+                continue
+            if drop is None or (drop and not self._table.is_start(drop)):
+                continue
+            trace_id, span_id = (self._function(start, _MAX_GENERATOR) for start in words[1:])
+            if trace_id is None or span_id is None or not self._prints_a_type(words[0]):
+                continue
+            if not (self._gives(trace_id, x86.Register.RDX) and self._gives(span_id, x86.Register.RAX)):
+                continue
+            if not isinstance(own, Function) or trace_id.address != own.address:
+                trace_id = replace(trace_id, called_from=trace_calls)
+                found[words[1], words[2]] = trace_id, replace(span_id, called_from=span_calls)
+        return tuple(found.values()) if len(found) <= _MAX_OTHER_GENERATORS else None
+
+    def _prints_a_type(self, start: int) -> bool:
+        """Whether a function refers to a text that is a type's name, and to its length, as Debug does."""
+        function = self._function(start, _MAX_DEBUG)
+        constants = {
+            value
+            for instruction in (decode(self._image, function) if function is not None else ())
+            for value in _constants(instruction)
+        }
+        texts = [self._image.read_memory(value, _MAX_NAME) for value in constants if value > _MAX_NAME]
+        return any(
+            text is not None and _TYPE_NAME.match(text[:length])
+            for text in texts
+            for length in constants
+            if 1 < length <= _MAX_NAME
+        )
+
+    def _gives(self, function: Function, result: Register) -> bool:
+        """Whether a function has a result in a register, and no argument but the first one."""
+        infos = x86.InstructionInfoFactory()
+        changed: set[Register] = set()
+        is_begin = True
+        gives = False
+        for instruction in decode(self._image, function):
+            used = infos.info(instruction).used_registers()
+            is_zero = instruction.mnemonic == x86.Mnemonic.XOR and (
+                instruction.op0_kind == instruction.op1_kind == x86.OpKind.REGISTER
+                and instruction.op0_register == instruction.op1_register
+            )
+            for register in used:
+                full = x86.RegisterExt.full_register(register.register)
+                is_read = register.access in READING and not is_zero
+                if is_begin and is_read and full in _OTHER_ARGUMENTS and full not in changed:
+                    return False
+            for register in used:
+                if register.access in WRITING:
+                    changed.add(x86.RegisterExt.full_register(register.register))
+            is_begin = is_begin and instruction.flow_control == x86.FlowControl.NEXT
+            # What it calls, or leaves for, may give it.
+            gives = gives or result in changed or instruction.flow_control in _LEAVING
+        return gives
 
     def _prints_generator(self, start: int) -> bool:
         """Whether a small function refers to the name of the generator's type, and to the name's length."""
@@ -563,7 +669,8 @@ def _as_builder(function: Function, flow: Flow) -> _Builder | None:
         if listed is not None and call.slot.offset == _FIRST_METHOD:
             with_context = call.arguments[2] in _CONTEXTS
             processors[listed[0]].add((listed[1], with_context))
-    for provider, _ in generators[_FIRST_METHOD] & generators[_SECOND_METHOD]:
+    for generator in generators[_FIRST_METHOD] & generators[_SECOND_METHOD]:
+        provider = generator[0]
         if len(processors[provider]) != 1:
             continue
         [(place, with_context)] = processors[provider]
@@ -574,7 +681,7 @@ def _as_builder(function: Function, flow: Flow) -> _Builder | None:
         )
         tracer = provider.base if isinstance(provider, Loaded) else provider
         is_whole = with_context and tracer in _TRACERS and len(in_span) <= 1
-        return _Builder(function, flow, is_whole, in_span, place)
+        return _Builder(function, flow, generator, is_whole, in_span, place)
     return None
 
 

@@ -44,13 +44,17 @@ class FoundBy(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Function:
-    """A function of an image; ``name`` is its canonical path, ``size`` in bytes."""
+    """A function of an image; ``name`` is its canonical path, ``size`` in bytes.
+
+    ``called_from``: it is what its name says in calls that return to one of these addresses; none: in all.
+    """
 
     name: str
     address: VirtAddr
     size: int
     file_offset: FileOffset
     found_by: FoundBy = FoundBy.SYMBOL
+    called_from: tuple[VirtAddr, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,10 +68,15 @@ _PATHS = {
 }
 # Copies of one function, for other types or codegen units, say the same or nothing.
 _MAX_COPIES = 8
+# What the SDK's functions come nowhere near, so that a hostile file costs a second: bytes of code that are
+# followed, functions that are tried.
+_MAX_FOLLOWED = 1 << 17
+_MAX_TRIED = 100
 # What tells a span that has ended must be seen in two functions.
 _ENOUGH = 2
 _SPAN = Pointer(0, 0)
 _WORD, _NANOS_SIZE = 8, 4
+_INTEGERS = (1, 2, 4, 8)
 # Slots of `dyn IdGenerator`, two in a row: after drop, size, alignment and Debug::fmt; with rustc 1.70 two
 # words further on.
 _NEW_TRACE_ID = (0x20, 0x30)
@@ -85,7 +90,20 @@ _NANOS_ARGUMENT = Pointer(2, 0)
 _BILLION, _MASK_32 = 1_000_000_000, (1 << 32) - 1
 _TOP_BIT = 1 << 63
 _TEXT_SIZE = 3 * _WORD
+# No Span comes near to it.
+_MAX_SPAN = 0xF00
 _NEW_STATUS = ARENA + 0x1000
+# Fields that are no places.
+_NUMBERS = frozenset(
+    (
+        "span_data_size",
+        "span_data_none",
+        "span_status_size",
+        "status_unset",
+        "status_ok",
+        "end_argument_none_nanos",
+    )
+)
 # Bytes of what lies in a Span besides its context. Where data is told to be none, other fields may lie.
 _SIZES = {
     "span_parent_id": _WORD,
@@ -104,7 +122,7 @@ _SOME_FLAGS = (0, 1, 0x42, 0xFF)
 _OLD, _NEW = 1, 2
 # A status is told by the capacity of the text that an error has: an owned text of none, or no capacity.
 _ERROR = 0
-_TAGS = tuple(_TOP_BIT + number for number in range(8))
+_TAGS = tuple(_TOP_BIT + number for number in range(6))
 _ANY_DATA = (0, 1, 7, 1 << 32, _TOP_BIT - 1, (1 << 64) - 1)
 
 
@@ -120,7 +138,9 @@ class CodeLayout:
     read_from: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def put(self, name: str, value: Any, *functions: str) -> None:
-        """Note a field; a CodeError if another function says otherwise."""
+        """Note a field; a CodeError if another function says otherwise, or for a place beyond any Span."""
+        if name not in _NUMBERS and not 0 <= value < _MAX_SPAN:
+            raise CodeError(f"{name} would be at {value:#x}")
         before = self.values.setdefault(name, value)
         if before != value:
             others = ", ".join(self.read_from[name])
@@ -158,11 +178,12 @@ class _Reader:
         self._pointers = Pointers(image)
         self._functions = locate(image, [path for paths in _PATHS.values() for path in paths])
         self._layout = CodeLayout()
+        self._may_follow = _MAX_FOLLOWED
 
     def run(self) -> CodeLayout:
         builder = self._only(BUILDER)
         recorder = self._functions[_PATHS[RECORDER][0]]
-        built = follow_all(self._image, builder, self._pointers.word)
+        built = self._follow(builder)
         stores = _stores(built)
         where = BUILDER
         if isinstance(recorder, str):
@@ -203,6 +224,9 @@ class _Reader:
         return list(copies.values())[:_MAX_COPIES]
 
     def _follow(self, function: Function) -> Flow:
+        self._may_follow -= function.size
+        if self._may_follow < 0:
+            raise CodeError("its functions are longer than the SDK's are")
         return follow_all(self._image, function, self._pointers.word)
 
     def _context_of(self, built: Flow, places: Mapping[int, list[Access]]) -> _Context:
@@ -210,7 +234,13 @@ class _Reader:
         generated = _generated(built)
         if generated is None:
             raise CodeError("build_with_context is not seen to ask for a trace id and a span id")
-        sampled = {Called(call.address, 0) for call in built.calls if self._sets_sampled(call)} | {_SAMPLED}
+        tried = {
+            call.target: None
+            for call in built.calls
+            if call.target and isinstance(call.arguments[0], Pointer)
+        }
+        setters = {target for target in list(tried)[:_MAX_TRIED] if self._sets_sampled(target)}
+        sampled = {Called(call.address, 0) for call in built.calls if call.target in setters} | {_SAMPLED}
         found = [
             context
             for argument, stores in places.items()
@@ -220,16 +250,14 @@ class _Reader:
             raise CodeError(f"{len(found) or 'no'} places of build_with_context are a new span's context")
         return found[0]
 
-    def _sets_sampled(self, call: Call) -> bool:
+    def _sets_sampled(self, function: int) -> bool:
         """Whether it is ``TraceFlags::with_sampled``, tried on some flags."""
-        if call.target is None or not isinstance(call.arguments[0], Pointer):
-            return False
         for flags in _SOME_FLAGS:
             for sampled in (0, 1):
                 machine = Machine(self._image, 0, 0, 0)
                 machine.write(ARENA, flags, 1)
                 try:
-                    result = machine.call(call.target, (ARENA, sampled), _MAX_SMALL_STEPS) & 0xFF
+                    result = machine.call(function, (ARENA, sampled), _MAX_SMALL_STEPS) & 0xFF
                 except EmulationError:
                     return False
                 if result != flags & ~1 | sampled:
@@ -343,6 +371,7 @@ class _Reader:
                 if access.base == _SPAN
                 and isinstance(access.value, Number)
                 and (access.offset, access.size) in reads
+                and access.size in _INTEGERS
             }
             if len(taken) == 1:
                 [(offset, size, none)] = taken
@@ -476,7 +505,7 @@ class _Reader:
         layout = self._layout
         for function in self._changes_of_spans(SET_STATUS):
             place = _text_moved(self._follow(function), 1)
-            if place is None:
+            if place is None or not 0 <= place < _MAX_SPAN:
                 continue
             below = [tag for tag in _TAGS if self._replaces(function, place, tag, _ERROR)]
             above = [tag for tag in _TAGS if self._replaces(function, place, _ERROR, tag)]

@@ -128,7 +128,8 @@ GLOBAL int begin_request_out(struct connection *c, struct target *target, __u32 
 	if (cause == CAUSE_FOUND) {
 		frame.trace_id_low = found->active.trace_id_low;
 		frame.trace_id_high = found->active.trace_id_high;
-		frame.flags = found->active.flags;
+		/* A manual span, of which the SDK knows no more than whether it is sampled, may be between. */
+		frame.flags = found->active.flags | (found->server.flags & TRACE_FLAG_RANDOM);
 		frame.remote_parent =
 			found->active.kind == FRAME_CLIENT ? found->active.remote_parent : found->active.span_id;
 		request->server_span_id = found->server.span_id;

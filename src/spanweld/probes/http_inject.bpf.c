@@ -217,13 +217,18 @@ static long head_step(__u32 index, void *context)
 
 	(void)index;
 	if (!c->window_left) {
-		want = state->left < WINDOW ? state->left : WINDOW;
-		if (!want || bpf_probe_read_kernel(c->window, want, (void *)state->from))
+		__u64 size = state->left;
+
+		/* The compiler would copy 32 bits, of which the verifier of Linux 6.1 then knows nothing. */
+		asm volatile("" : "+r"(size));
+		if (size > WINDOW)
+			size = WINDOW;
+		if (!size || bpf_probe_read_kernel(c->window, size, (void *)state->from))
 			return 1;
-		state->from += want;
-		state->left -= want;
+		state->from += size;
+		state->left -= size;
 		c->window_at = 0;
-		c->window_left = want;
+		c->window_left = size;
 	}
 	want = c->window_left < LINE_STEP ? c->window_left : LINE_STEP;
 	found = extend_line(c, d);
@@ -332,7 +337,8 @@ GLOBAL int format_texts(struct connection *c)
 	text[48] = '-';
 	store64(text + 49, hex8(out->span_id >> 32));
 	store64(text + 57, hex8(out->span_id));
-	store64(text + 65, TEXT8('-', '0', '0' | (out->flags & TRACE_FLAG_SAMPLED), '\r', '\n', 0, 0, 0));
+	store64(text + 65, TEXT8('-', '0', '0' | (out->flags & (TRACE_FLAG_SAMPLED | TRACE_FLAG_RANDOM)), '\r',
+				 '\n', 0, 0, 0));
 	store64(text + TRACESTATE_NAME_AT, TEXT8('t', 'r', 'a', 'c', 'e', 's', 't', 'a'));
 	store64(text + TRACESTATE_NAME_AT + 8, TEXT8('t', 'e', ':', ' ', 0, 0, 0, 0));
 	store64(text + BAGGAGE_NAME_AT, TEXT8('b', 'a', 'g', 'g', 'a', 'g', 'e', ':'));
@@ -391,8 +397,8 @@ static long write_step(__u32 index, void *context)
 {
 	struct writing *w = context;
 	struct inject_state *state = w->state;
-	__u32 at = state->at, left = state->left;
-	__u64 word = 0;
+	__u32 at = state->at, left = state->left, size;
+	__u64 words[2] = {}, word;
 	char *data, *end;
 
 	(void)index;
@@ -406,8 +412,12 @@ static long write_step(__u32 index, void *context)
 		state->left = piece->length;
 		return 0;
 	}
-	if (at > TEXT_MAX || bpf_probe_read_kernel(&word, left < 8 ? left : 8, (void *)state->from))
+	size = left < 8 ? left : 8;
+	/* The compiler leaves out a mask that it can prove; the verifier of Linux 6.1 needs it. */
+	asm volatile("" : "+r"(size));
+	if (at > TEXT_MAX || bpf_probe_read_kernel(words, size & 15, (void *)state->from))
 		return 1;
+	word = words[0];
 	data = w->msg->data;
 	end = w->msg->data_end;
 	data += at;

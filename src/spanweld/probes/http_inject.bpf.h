@@ -13,7 +13,7 @@ static __always_inline void note_whether_injected(struct connection *c, struct t
 	bool injected = c->injected;
 
 	c->injected = 0;
-	if (!target->inject || injected || request->traceparents)
+	if (!target->inject || injected || request->traceparents || c->request_out.cause == CAUSE_UNKNOWN)
 		return;
 	count(COUNT_REQUESTS_BARE);
 	if (c->connected_by || __sync_lock_test_and_set(&target->said_old_connection, 1))

@@ -190,7 +190,7 @@ GLOBAL int parse_traceparent(struct direction *d, struct server_span_event *requ
 	request->trace_id_high = high;
 	request->trace_id_low = low;
 	request->parent_span_id = parent;
-	request->flags = flags & TRACE_FLAG_SAMPLED;
+	request->flags = flags & (TRACE_FLAG_SAMPLED | TRACE_FLAG_RANDOM);
 	return 0;
 }
 
@@ -492,7 +492,8 @@ GLOBAL int activate(struct connection *c, struct target *target, __u64 key)
 		request->trace_id_low = random64() | 1; /* never 0 */
 	}
 	if (!(request->remote & REMOTE_DECIDED) || !target->parent_based)
-		request->flags = (request->trace_id_low >> 1) < target->sample_below ? TRACE_FLAG_SAMPLED : 0;
+		request->flags = (request->flags & TRACE_FLAG_RANDOM) |
+				 ((request->trace_id_low >> 1) < target->sample_below ? TRACE_FLAG_SAMPLED : 0);
 	if (!(request->flags & TRACE_FLAG_SAMPLED))
 		count(COUNT_UNSAMPLED);
 	if (!request->span_id)
@@ -661,6 +662,7 @@ static __always_inline void response_done(struct scan *s)
 
 	finish(c, c->out.status, END_RESPONSE);
 	next_message(&c->out);
+	/* Only now can the connection be handed a request. What woke its driver until here were reads of the body. */
 	if (c->role == ROLE_CLIENT && !c->is_shared)
 		reset_wakes(c->pid, c->user);
 	if (c->queue_head == c->queue_tail)

@@ -38,7 +38,7 @@ const volatile bool kernel_writes = false;
 
 /* A root that is starting on a thread. key: thread id. Written and deleted here. */
 struct root_start {
-	__u64 trace_id_low; /* noted when new_trace_id returned */
+	__u64 trace_id_low; /* noted when new_trace_id returned, or handed out in its place */
 	__u64 trace_id_high;
 	__u64 span_id; /* noted when new_span_id returned */
 	__u64 sp; /* at the entry of new_trace_id */
@@ -46,7 +46,8 @@ struct root_start {
 	__u8 trace_noted;
 	__u8 span_noted;
 	__u8 counted; /* as dropped: taken back when its span is built */
-	__u8 pad[4];
+	__u8 handed; /* the stop writer makes new_trace_id return this trace id */
+	__u8 pad[3];
 };
 
 struct {
@@ -284,6 +285,18 @@ static __always_inline void note_late_id(__u32 pid, __u64 span_id, __u64 low, __
 }
 
 /*
+ * Whether the call of a generator's method is the SDK's. A cookie says how far behind the probe that call
+ * returns, where it is not known what else the function may be; 0: it is a generator's. Read where the return
+ * address is on top of the stack.
+ */
+static __always_inline bool is_called_by_sdk(struct pt_regs *ctx)
+{
+	__u64 distance = bpf_get_attach_cookie(ctx), returns_to;
+
+	return !distance || (read_u64(&returns_to, ctx->sp) && returns_to == ctx->ip + distance);
+}
+
+/*
  * A root starts on this thread: its trace id is fixed here, at its source. That needs no layout, but
  * waits for one that is verified, so that what is begun can be finished; except where spans are
  * built late, whose children would be exported before.
@@ -299,7 +312,7 @@ int otel_new_trace_id(struct pt_regs *ctx)
 	bool has_span_id, is_active, sampled;
 	__u64 key;
 
-	if (!may_adopt(target))
+	if (!may_adopt(target) || !is_called_by_sdk(ctx))
 		return 0;
 	before = bpf_map_lookup_elem(&root_starts, &tid);
 	if (before)
@@ -311,6 +324,7 @@ int otel_new_trace_id(struct pt_regs *ctx)
 	has_span_id = start.span_noted;
 	start.began = 1;
 	start.trace_noted = 0;
+	start.handed = 0;
 	start.sp = ctx->sp;
 	/* Only the sampler comes between here and the span; where spans are built late, much does. */
 	start.counted = sampled && !target->builds_late;
@@ -342,7 +356,14 @@ int otel_new_trace_id(struct pt_regs *ctx)
 	request.returns = 1;
 	request.return_low = found.server.trace_id_low;
 	request.return_high = found.server.trace_id_high;
-	ask_to_stop(&request, ctx);
+	if (!ask_to_stop(&request, ctx) || target->builds_late)
+		return 0;
+	before = bpf_map_lookup_elem(&root_starts, &tid);
+	if (before) {
+		before->trace_id_low = request.return_low;
+		before->trace_id_high = request.return_high;
+		before->handed = 1;
+	}
 	return 0;
 }
 
@@ -354,7 +375,7 @@ int otel_new_trace_id_returns(struct pt_regs *ctx)
 	struct root_start *start;
 	struct target *target = current_target(&pid);
 
-	if (!notes_ids(target))
+	if (!notes_ids(target) || !is_called_by_sdk(ctx))
 		return 0;
 	start = bpf_map_lookup_elem(&root_starts, &tid);
 	/* Where the function leaves by a jump, the `ret` is another's, which others may call too. */
@@ -376,7 +397,7 @@ int otel_new_span_id_returns(struct pt_regs *ctx)
 	struct root_start start = {};
 	struct target *target = current_target(&pid);
 
-	if (!notes_ids(target))
+	if (!notes_ids(target) || !is_called_by_sdk(ctx))
 		return 0;
 	start.span_id = ctx->ax;
 	start.span_noted = 1;
@@ -554,7 +575,11 @@ static __always_inline int adopt_or_follow(struct target *target, __u32 pid, str
 		start = *noted;
 		bpf_map_delete_elem(&root_starts, &tid);
 	}
-	/* A span with a parent is not the root that began. */
+	/* One with another trace id than the root got that began is not that: the service's sampler dropped it. */
+	if (start.handed && (start.trace_id_low != built->context.trace_id_low ||
+			     start.trace_id_high != built->context.trace_id_high))
+		start.began = start.counted = 0;
+	/* Nor is a span with a parent. */
 	if (start.counted && !built->parent_span_id)
 		uncount(COUNT_ROOTS_DROPPED);
 	if (target->adoption == ADOPTION_UNVERIFIED) {

@@ -5,7 +5,18 @@ from __future__ import annotations
 import pytest
 
 from spanweld.image import Image, find_functions
-from spanweld.image.flow import Access, Called, Flow, Loaded, Number, Pointer, follow
+from spanweld.image.flow import (
+    Access,
+    Bits,
+    Called,
+    Flow,
+    Loaded,
+    Number,
+    Pointer,
+    follow,
+    follow_all,
+    options,
+)
 from spanweld.image.pointers import Pointers
 from tests.unit.image.samples import RustBuilder
 
@@ -62,3 +73,48 @@ def test_fields_and_calls(rust: RustBuilder, level: str, flags: tuple[str, ...])
     }
     assert Access(FROM, 8, 8) in flow.reads
     assert not flow.increments_shared
+
+
+CHOICES = """
+#[repr(C)] pub struct Made { pub id: u64, pub kind: u8, pub flags: u8, pub fixed: u8 }
+pub trait Source { fn next(&self) -> u64; }
+struct Counter;
+impl Source for Counter { fn next(&self) -> u64 { std::process::id() as u64 } }
+#[inline(never)]
+pub fn receive(made: &Made) { println!("{} {} {} {}", made.id, made.kind, made.flags, made.fixed); }
+#[inline(never)]
+pub fn make(from: &Made, source: &dyn Source, flags: u8) {
+    let id = if from.id == 0 { source.next() } else { from.id };
+    let kind = if from.kind == 9 { 4 } else { from.kind };
+    receive(&Made { id, kind, flags: flags | 1, fixed: 0 });
+}
+fn main() {
+    let n = std::env::args().count() as u64;
+    let from = Made { id: n - 1, kind: n as u8, flags: 0, fixed: 0 };
+    let pointer: fn(&Made, &dyn Source, u8) = std::hint::black_box(make);
+    let source: Box<dyn Source> = std::hint::black_box(Box::new(Counter));
+    pointer(&from, &*source, n as u8);
+    let receiver: fn(&Made) = std::hint::black_box(receive);
+    receiver(&from);
+}
+"""
+
+
+@pytest.mark.parametrize("level", ["1", "2", "3", "s", "z"])
+def test_all_that_may_be_handed_on(rust: RustBuilder, level: str) -> None:
+    """What comes by one way or by another, and what is made of it; ``follow`` keeps what is certain."""
+    with Image.open(rust(CHOICES, f"-Copt-level={level}", "-Cpanic=abort")) as image:
+        [function] = find_functions(image, "sample::make")
+        [receiver] = find_functions(image, "sample::receive")
+        word = Pointers(image).word
+        certain, flow = follow(image, function, word), follow_all(image, function, word)
+    [asked] = [call for call in flow.calls if call.slot is not None]
+    [call] = [call for call in flow.calls if call.target == receiver.address]
+    handed = {access.offset: access.value for access in call.pointed if access.base == Pointer(0, 0)}
+    assert options(handed[0]) == {Called(asked.address, 0), Loaded(Pointer(0, 0), 0, 8)}
+    kinds = options(handed[8])
+    assert Number(4) in kinds
+    assert any(isinstance(kind, Loaded) and kind.offset == 8 for kind in kinds)
+    assert handed[9] == Bits(ones=1, zeros=0)
+    assert handed[10] == Number(0)
+    assert not any(call.pointed for call in certain.calls)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from spanweld.commands.inspect import make_report
 from spanweld.image import FoundBy, Image, examine, find_functions, find_span_arguments, locate
 from spanweld.image.stripped import ExportedData, SpanArguments, find_span_processors
 from spanweld.image.unwind import FunctionTable
@@ -17,6 +18,7 @@ from spanweld.probes.declaration import Seen
 from tests.unit.image.samples import FAKE_TOKIO, USES_TOKIO, RustBuilder, ServiceBuilder
 from tools.check_stripped import PATTERNS, TASK_ID, Outcome, compare, strip
 
+BUILDER = "<opentelemetry_sdk::trace::tracer::SdkTracer as *::trace::tracer::Tracer>::build_with_context"
 RECORDER = "opentelemetry_sdk::trace::tracer::SdkTracer::build_recording_span"
 
 
@@ -61,11 +63,19 @@ def test_the_plan_is_the_same(service: ServiceBuilder, tmp_path: Path) -> None:
     plan, bare = make_plan(path), make_plan(strip(path, tmp_path / "stripped"))
     assert not plan.why_no_adoption
     assert not bare.why_no_adoption
-    # An id generator of the service's own is found by its name alone.
-    own = [point for point in plan.points if "lab::ids::" in point.function.name]
+    # What may be an id generator of the service's own is one in calls from where spans begin.
+    own = {point.offset for point in plan.points if "lab::ids::" in point.function.name}
+    others = {point.offset: point for point in bare.points if point.cookie}
     assert own
-    assert [(point.probe, point.offset) for point in bare.points] == [
-        (point.probe, point.offset) for point in plan.points if point not in own
+    assert own <= others.keys()
+    with Image.open(path) as image:
+        [begin] = find_functions(image, BUILDER)
+    for point in others.values():
+        returns_to = point.function.address + point.offset - point.function.file_offset + point.cookie
+        assert returns_to in range(begin.address, begin.address + begin.size)
+    assert bare.knows_generators
+    assert [(point.probe, point.offset) for point in bare.points if not point.cookie] == [
+        (point.probe, point.offset) for point in plan.points if point.offset not in own
     ]
     assert bare.layout == plan.layout
     assert plan.facts.task_id is not None
@@ -87,6 +97,9 @@ def test_a_debug_build(service: ServiceBuilder, tmp_path: Path) -> None:
     assert len(points) == 3
     assert points == {function.file_offset for function in functions}
     assert {point.function.found_by for point in plan.points} == {FoundBy.CODE}
+    # Where it is not known what calls generators, only the SDK's own is one.
+    assert not plan.knows_generators
+    assert "another generator than the SDK's" in make_report(plan.facts.path).verdict_reason
 
 
 def test_processors_are_told_by_what_they_take(service: ServiceBuilder) -> None:

@@ -35,7 +35,7 @@ enum counter {
 	COUNT_CAUSE_UNKNOWN, /* requests out without a parent: more than one request may have caused them */
 	COUNT_REQUESTS_INJECTED, /* requests out that got a header of ours */
 	COUNT_REQUESTS_OWN, /* … that had one of the application's own */
-	COUNT_REQUESTS_BARE, /* … that carry none */
+	COUNT_REQUESTS_BARE, /* … that carry none, though their cause is not unknown */
 	COUNT_INJECT_REFUSED, /* connections that the kernel did not let into inject_sockets */
 	COUNT_MAX,
 };

@@ -38,6 +38,7 @@ enum span_frame_kind {
 };
 
 #define TRACE_FLAG_SAMPLED 1
+#define TRACE_FLAG_RANDOM 2 /* of the trace id; level 2 of Trace Context has it passed on */
 
 /* trace_id: the two halves of the 128-bit number, so in memory just as Rust's u128. */
 struct span_frame {

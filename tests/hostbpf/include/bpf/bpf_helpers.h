@@ -35,6 +35,7 @@ unsigned bpf_get_prandom_u32(void);
 unsigned long long bpf_ktime_get_ns(void);
 unsigned long long bpf_get_current_pid_tgid(void);
 unsigned long long bpf_get_current_task(void);
+unsigned long long bpf_get_attach_cookie(void *ctx);
 struct task_struct *bpf_get_current_task_btf(void);
 unsigned long long bpf_get_attach_cookie(void *context);
 long bpf_task_pt_regs(struct task_struct *task);
