@@ -94,8 +94,8 @@ def test_json(service: ServiceBuilder) -> None:
     assert document["layout_reason"] is None
     assert document["verdict"]["spans"] == "joined"
     content = path.read_bytes()
-    # A `push` of some register, in one byte or two, or `sub rsp`; a `ret`.
-    bytes_at = {"entry": {0x41, 0x48, *range(0x50, 0x58)}, "returns": {0xC3}}
+    # A `push` of some register, in one byte or two, or `sub rsp`; a `ret`; a `je`.
+    bytes_at = {"entry": {0x41, 0x48, *range(0x50, 0x58)}, "returns": {0xC3}, "new task": {0x74}}
     for probe in document["probes"]:
         assert probe["reason"] is None
         assert bool(probe["attach_points"]) == (probe["symbol"] is not None)
