@@ -164,6 +164,24 @@ PAIRS = {
     "the agent's is smaller": Pair(
         ratio(0.25), ratio(0.75), frozenset({"whole", "manual alone", "absent"}), (ROOTS_UNSAMPLED,)
     ),
+    "equal ratios, the service parent-based": Pair(
+        ratio(0.5), parent_ratio(0.5), frozenset({"whole", "manual alone", "absent"}), (ROOTS_UNSAMPLED,)
+    ),
+    "the agent follows the caller, the service has a ratio": Pair(
+        DEFAULT,
+        ratio(0.5),
+        frozenset({"whole", "server alone", "manual alone", "absent"}),
+        (ROOTS_UNSAMPLED, ROOTS_DROPPED),
+    ),
+    "the service keeps all": Pair(
+        ratio(0.5), DEFAULT, frozenset({"whole", "manual alone"}), (ROOTS_UNSAMPLED,)
+    ),
+    "the service keeps nothing": Pair(
+        ratio(0.5),
+        OFF,
+        frozenset({"server alone", "absent"}),
+        (ROOTS_UNSAMPLED, ROOTS_DROPPED),
+    ),
     "the service's is off": Pair(ON, OFF, frozenset({"server alone"}), (ROOTS_DROPPED,)),
     "the agent's is off": Pair(OFF, ON, frozenset({"manual alone"}), (ROOTS_UNSAMPLED,)),
 }
@@ -271,6 +289,53 @@ def test_only_the_service_follows_the_caller() -> None:
     assert said(messages, ROOTS_DROPPED) == 0
 
 
+@pytest.mark.parametrize(
+    ("agent", "service", "says"),
+    [
+        (DEFAULT, ratio(0.5), (ROOTS_DROPPED,)),
+        (DEFAULT, ON, ()),
+        (ratio(0.5), ratio(0.5), (ROOTS_UNSAMPLED,)),
+        (ratio(0.25), ratio(0.75), (ROOTS_UNSAMPLED,)),
+    ],
+    ids=["the service has a ratio", "the service keeps all", "equal ratios", "the agent's is smaller"],
+)
+def test_the_service_does_not_follow_the_caller(
+    agent: Sampler, service: Sampler, says: tuple[str, ...]
+) -> None:
+    """It continues the caller's trace, and decides by its id."""
+
+    def check(request: Request, found: Came) -> None:
+        if request.trace_id is None:
+            if found.server is not None:
+                assert bool(found.manual) is service.keeps(found.server.trace_id)
+            return
+        assert (found.server is not None) is agent.keeps(request.trace_id, request.sampled)
+        assert bool(found.manual) is service.keeps(request.trace_id, request.sampled)
+        if found.manual:
+            assert found.manual[0].trace_id == request.trace_id
+        if found.server is not None and found.manual:
+            assert_child(found.manual[0], found.server)
+        elif found.manual:
+            assert found.manual[0].parent_span_id == f"{request.number:016x}"
+
+    expect_remote(agent, service, check, *says)
+
+
+def test_a_sampler_of_the_services_own_in_requests_that_are_not_sampled() -> None:
+    """Its decisions are those that it makes without the agent, and each root is counted."""
+    names = ("kept", "below-kept", "below-dropped", "below-recorded")
+    with Traced("lab", "--simple", agent_environ=OFF.environ, how="attach", says=[ROOTS_UNSAMPLED]) as traced:
+        with Connection(traced.address) as connection:
+            for _ in range(5):
+                number = traced.next_number()
+                assert connection.request("GET", f"/by-name/{number}").status == 200
+                manual = traced.expect_manual_only(number, f"/by-name/{number}", *names)
+                assert_left_alone(manual["kept"], traced.spans)
+                assert_child(manual["below-kept"], manual["kept"])
+        messages = traced.finish()
+    assert said(messages, ROOTS_UNSAMPLED) == 5 * 3
+
+
 def test_a_sampler_of_the_services_own() -> None:
     """It drops one root, and samples the span below it; only records another, and samples that below it.
 
@@ -289,3 +354,16 @@ def test_a_sampler_of_the_services_own() -> None:
                 span = seen.manual[name]
                 assert span.trace_id == seen.server.trace_id
                 assert span.parent_span_id not in ("", *(other.span_id for other in traced.spans))
+
+
+def test_ids_by_hand_right_after_a_root_that_was_dropped() -> None:
+    """The trace id that the dropped root was given tells the two apart."""
+    with Traced("lab") as traced:
+        wait_until_verified(traced)
+        for _ in range(20):
+            traced.expect_dropped_roots(2)
+            seen = traced.see("/by-hand/{n}", "a", "b")
+            for name, span in seen.manual.items():
+                assert_left_alone(span, traced.spans)
+                assert span.span_id.startswith(4 * name)
+                assert span.trace_id == span.span_id.rjust(32, "0")

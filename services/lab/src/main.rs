@@ -112,6 +112,7 @@ fn router(telemetry: Arc<Telemetry>) -> Router {
         .route("/start-time/{n}", get(spans::start_time))
         .route("/unsampled/{n}", get(spans::unsampled))
         .route("/by-name/{n}", get(sampling::by_name))
+        .route("/by-hand/{n}", get(sampling::by_hand))
         .route("/own-ids/{n}", get(ids::own_ids))
         .route("/shutdown/{n}", get(spans::shutdown))
         .route("/ended-elsewhere/{n}", get(spans::ended_elsewhere))

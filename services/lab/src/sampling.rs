@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::extract::{Path, State};
 use opentelemetry::trace::{
-    Link, SamplingDecision, SamplingResult, Span as _, SpanKind, TraceContextExt, TraceId,
+    Link, SamplingDecision, SamplingResult, Span as _, SpanId, SpanKind, TraceContextExt, TraceId,
     TraceState,
 };
 use opentelemetry::{Context, KeyValue};
@@ -54,4 +54,20 @@ pub async fn by_name(State(telemetry): State<Arc<Telemetry>>, Path(n): Path<i64>
         cx.span().end();
     }
     "by-name"
+}
+
+/// Roots with ids set by hand, each right after one that was dropped.
+pub async fn by_hand(State(telemetry): State<Arc<Telemetry>>, Path(n): Path<i64>) -> &'static str {
+    let spans = Spans::new(&telemetry.sampled_by_name, "by-hand", n);
+    for (name, first) in [("a", 0xaaaa), ("b", 0xbbbb)] {
+        spans.start("dropped").end();
+        let id = first << 48 | n.unsigned_abs();
+        let builder = spans.builder(name);
+        builder
+            .with_trace_id(TraceId::from(u128::from(id)))
+            .with_span_id(SpanId::from(id))
+            .start_with_context(spans.tracer(), &Context::new())
+            .end();
+    }
+    "by-hand"
 }

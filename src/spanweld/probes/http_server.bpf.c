@@ -703,8 +703,6 @@ static __always_inline void response_head_done(struct scan *s)
 	if (c->role == ROLE_CLIENT) {
 		finish(c, d->status, END_RESPONSE);
 		c->requests_open = RESPONSE_UNDER_WAY;
-		if (!c->is_shared)
-			reset_wakes(c->pid, c->user);
 	}
 	if (method == METHOD_HEAD || d->status == 204 || d->status == 304) {
 		response_done(s);

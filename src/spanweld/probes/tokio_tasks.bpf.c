@@ -124,8 +124,11 @@ int tokio_wake(struct pt_regs *ctx)
 	if (!target)
 		return 0;
 	key = current_task_key(target);
-	if (!find_context(pid, key, &found))
-		return 0;
+	if (!find_context(pid, key, &found)) {
+		if (key & TASK_KEY_THREAD) /* a runtime's thread, between tasks */
+			return 0;
+		__builtin_memset(&found, 0, sizeof(found));
+	}
 	edge = found.servers ? NULL : find_edge(pid, key);
 	if (edge && edge->drives_events)
 		return 0;

@@ -25,6 +25,8 @@ struct task_edge {
 	 * request (block_in_place does that). Whom it wakes then is the events' choice.
 	 */
 	__u32 drives_events;
+	__u32 woken_outside; /* by a task that works for no request, before there was a wake record */
+	__u32 pad;
 };
 
 /*
@@ -90,7 +92,10 @@ struct wake_record_key {
 	__u32 pad;
 };
 
-/* Written by tokio_tasks for each task that is woken where a span is active, while wakes are followed. */
+/*
+ * Written by tokio_tasks for each task that is woken where a span is active, while wakes are followed; once a task
+ * has one, for all tasks that wake it.
+ */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 4096);
@@ -308,18 +313,33 @@ static __always_inline void note_task_on_thread(const struct target *target, __u
 		forget_edge(pid, thread_key());
 }
 
+/* A task that has nothing from its spawner, and waits for events. */
+static __always_inline void note_event_driver(__u32 pid, __u64 task_key)
+{
+	static const struct task_edge edge = {.drives_events = 1};
+	struct task_edge_key key = {};
+
+	key.task_key = task_key;
+	key.pid = pid;
+	bpf_map_update_elem(&task_edges, &key, &edge, BPF_NOEXIST);
+}
+
 /* The running thread waits for events. */
 static __always_inline void note_wait(const struct target *target, __u32 pid)
 {
 	struct task_edge *edge;
+	__u64 key;
 
 	if (target->has_thread_edges)
 		forget_edge(pid, thread_key());
 	if (!bpf_map_lookup_elem(&wakes_followed, &pid))
 		return;
-	edge = find_edge(pid, current_task_key(target));
+	key = current_task_key(target);
+	edge = find_edge(pid, key);
 	if (edge)
 		edge->drives_events = 1;
+	else if (!(key & TASK_KEY_THREAD))
+		note_event_driver(pid, key);
 }
 
 static __always_inline struct wake_record *find_wakes(__u32 pid, __u64 task_key)
@@ -356,17 +376,24 @@ static __always_inline bool is_followed(__u64 first, __u64 task_key)
 }
 
 /*
- * A task is woken by another one, in which there is an active span.
+ * A task is woken by another one, and what is active there; nothing, if that works for no request.
  * Wakes only ever tell the cause of a driver's requests; no manual root is adopted by them.
  */
 GLOBAL int note_wake(__u32 pid, __u64 woken, struct active_spans *waker)
 {
 	__u64 *first = bpf_map_lookup_elem(&wakes_followed, &pid);
 	struct wake_record *record;
+	struct task_edge *edge;
 
 	if (!first || !waker)
 		return 0;
 	record = find_wakes(pid, woken);
+	if (!record && !waker->server.span_id) { /* most tasks drive no connection */
+		edge = find_edge(pid, woken);
+		if (edge)
+			edge->woken_outside = 1;
+		return 0;
+	}
 	if (!record) {
 		begin_wakes(pid, woken, is_followed(*first, woken), !is_followed(*first, woken));
 		record = find_wakes(pid, woken);
@@ -376,7 +403,7 @@ GLOBAL int note_wake(__u32 pid, __u64 woken, struct active_spans *waker)
 	return 0;
 }
 
-/* A response's head was read on the connection that a task drives: only wakes from now on count. */
+/* A response was read to its end on the connection that a task drives: only wakes from now on count. */
 GLOBAL int reset_wakes(__u32 pid, __u64 driver)
 {
 	struct wake_record *record;
@@ -395,18 +422,22 @@ GLOBAL int reset_wakes(__u32 pid, __u64 driver)
 GLOBAL int take_wake_cause(__u32 pid, __u64 driver, struct active_spans *found)
 {
 	struct wake_record *record = find_wakes(pid, driver);
+	bool is_outside;
 	int cause;
 
 	if (!record || !found)
 		return CAUSE_NONE;
 	cause = wakes_cause(record);
-	if (cause >= 0 && cause < WAKE_CONTEXTS) {
+	is_outside = cause >= 0 && !record->contexts[cause & (WAKE_CONTEXTS - 1)].server.span_id;
+	if (cause >= 0 && cause < WAKE_CONTEXTS && !is_outside) {
 		found->server = record->contexts[cause & (WAKE_CONTEXTS - 1)].server;
 		found->active = record->contexts[cause & (WAKE_CONTEXTS - 1)].active;
 		found->servers = 0;
 		found->is_set = 1;
 	}
 	wakes_use(record, cause);
+	if (is_outside)
+		return CAUSE_OUTSIDE;
 	return cause >= 0 ? CAUSE_FOUND : -cause;
 }
 
@@ -446,6 +477,7 @@ GLOBAL int cause_by_tasks(__u32 pid, __u64 task_key, __u32 sender, struct active
 {
 	bool followed = bpf_map_lookup_elem(&wakes_followed, &pid) != NULL;
 	struct event_head event = {};
+	struct task_edge *edge;
 	struct target *target;
 	int cause = CAUSE_NONE;
 
@@ -461,11 +493,16 @@ GLOBAL int cause_by_tasks(__u32 pid, __u64 task_key, __u32 sender, struct active
 		bpf_ringbuf_output(&events, &event, sizeof(event), BPF_RB_FORCE_WAKEUP);
 	}
 	cause = take_wake_cause(pid, task_key, found);
+	if (cause == CAUSE_OUTSIDE)
+		return CAUSE_NONE;
 	if (cause == CAUSE_NONE && sender == SENDER_DRIVER_FIRST) {
 		if (spawner_context(pid, task_key, found))
 			cause = CAUSE_FOUND;
 		/* One request may begin a connection that another is the first to use. */
 		if (cause == CAUSE_FOUND && !followed && count_open(pid) > 1)
+			cause = CAUSE_UNKNOWN;
+		edge = find_edge(pid, task_key);
+		if (cause == CAUSE_FOUND && edge && edge->woken_outside)
 			cause = CAUSE_UNKNOWN;
 		if (cause == CAUSE_FOUND)
 			note_first_cause(pid, task_key, found);

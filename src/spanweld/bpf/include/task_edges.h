@@ -4,14 +4,17 @@
  *
  * A driver is woken by whoever hands it a request; but also by those whose request is done with (a body
  * that was read, a connection given back), perhaps after the next one has been handed over, and sometimes
- * it writes a request before its sender's wake comes. So wakes are counted, since the last head of a
+ * it writes a request before its sender's wake comes. So wakes are counted, since the end of the last
  * response, by context: by the request that the waking task works for, and by the span that is active there.
  * The previous exchange's cause is one request, if it was known; else it is one of those that woke the driver
- * until the response's head came. The cause of the next request out is
+ * until the response was read to its end. The cause of the next request out is
  *
  *  - the one request that woke the driver beside those, if none of them did so twice;
  *  - of those, the one that woke it, if only one did, and at least twice, and no other request;
  *  - unknown in all other cases.
+ *
+ * A task that works for no request (a background worker, say) counts like one more request, with ids of 0: what
+ * it hands over is nobody's.
  *
  * Its parent is the span that was active in all these wakes but those by the previous exchange's own span,
  * if that is one; the previous exchange's, if there were no others.
@@ -60,12 +63,12 @@ struct wake_tally {
 	__u32 pad;
 };
 
-/* Who woke a task since the last head of a response that it read, and what the exchange before was for. */
+/* Who woke a task since it read the last response to its end, and what the exchange before was for. */
 struct wake_record {
 	struct wake_context contexts[WAKE_CONTEXTS];
 	struct exchange_cause previous[PREVIOUS_MAX]; /* one of these caused the previous exchange */
 	__u32 nr_previous;
-	__u32 is_unknown; /* which of them: whoever wakes the task until the head of the response is another */
+	__u32 is_unknown; /* which of them: whoever wakes the task until the response's end is another */
 	__u32 is_open; /* it may be none of them */
 	__u32 is_full; /* there were more contexts than have room */
 	__u32 is_complete; /* no wake was missed */
@@ -80,6 +83,7 @@ enum cause {
 	CAUSE_NONE = 1, /* nothing of which is known that it is a request's */
 	CAUSE_FOUND,
 	CAUSE_UNKNOWN, /* some request's, but not whose */
+	CAUSE_OUTSIDE, /* a task that works for no request */
 };
 
 /* Counts a wake. Threads may do so at once; one context may then have two entries. */
@@ -135,7 +139,7 @@ SPANS_INLINE void wakes_forget(struct wake_record *record)
 	record->is_full = 0;
 }
 
-/* The head of a response was read: all wakes that follow are seen, and count. */
+/* A response was read: all wakes that follow are seen, and count. */
 SPANS_INLINE void wakes_reset(struct wake_record *record)
 {
 	wakes_forget(record);
@@ -191,13 +195,13 @@ SPANS_INLINE void wakes_tally_requests(struct wake_record *record)
 		if (context->wakes == WAKE_BEING_NOTED) {
 			tally->being_noted = 1;
 		} else if (wakes_is_previous(record, context)) {
-			if (tally->previous != request)
+			if (!tally->previouses || tally->previous != request)
 				tally->previouses++;
 			if (wakes_of(record, request) > 1)
 				tally->repeated = 1;
 			tally->previous = request;
 		} else {
-			if (tally->other != request)
+			if (!tally->others || tally->other != request)
 				tally->others++;
 			tally->other = request;
 		}
@@ -219,12 +223,12 @@ SPANS_INLINE void wakes_tally_spans(struct wake_record *record, __u64 request)
 		if (!context->wakes || context->server.span_id != request)
 			continue;
 		if (wakes_is_previous_span(record, context)) {
-			if (tally->same_span != span)
+			if (!tally->same_spans || tally->same_span != span)
 				tally->same_spans++;
 			tally->same_span = span;
 			tally->same = i;
 		} else {
-			if (tally->span != span)
+			if (!tally->spans || tally->span != span)
 				tally->spans++;
 			tally->span = span;
 			tally->chosen = i;
