@@ -13,9 +13,10 @@ static __always_inline void note_whether_injected(struct connection *c, struct t
 	bool injected = c->injected;
 
 	c->injected = 0;
-	if (!target->inject || injected || request->traceparents || c->request_out.cause == CAUSE_UNKNOWN)
+	if (!target->inject || injected || request->traceparents)
 		return;
-	count(COUNT_REQUESTS_BARE);
+	if (c->request_out.cause != CAUSE_UNKNOWN) /* which is counted as such */
+		count(COUNT_REQUESTS_BARE);
 	if (c->connected_by || __sync_lock_test_and_set(&target->said_old_connection, 1))
 		return;
 	event.head.kind = EVENT_INJECT;
