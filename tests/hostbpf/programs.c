@@ -850,6 +850,7 @@ void host_spawns(__u64 id)
 	host_enter();
 	tokio_task_spawned(&context);
 	host_leave();
+	host.cookie = 0;
 }
 
 void host_wakes(const void *header)
