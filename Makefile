@@ -7,14 +7,14 @@ export CARGO_TARGET_DIR ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/spanweld/targe
 
 # What Debian has to offer: compiler, libbpf, and what the tests look at the kernel and load services with.
 PACKAGES := clang-19 clang-format-19 libclang-rt-19-dev libbpf-dev libbpf1 bpftool make gcc libc6-dev wrk strace gdb procps iproute2 \
-	binutils git
+	binutils git curl
 VM_PACKAGES := qemu-system-x86 busybox-static
 
 # `make matrix CELLS='0.3?/raw/* */tracing/fatlto' AGAIN=1`
 CELLS :=
 AGAIN :=
 
-.PHONY: help build native packages vm-packages services demo test test-fast test-vm matrix profiles \
+.PHONY: help build native packages vm-packages services demo test test-fast test-vm chain w3c matrix profiles \
 	fuzz-inspect lint format bench clean
 
 help:
@@ -52,6 +52,12 @@ test-fast: build ## without what takes minutes
 test-vm: build services vm-packages ## the kernel writer, in a virtual machine with Debian's 6.1
 	$(BIN)/python -m pytest tests/vm
 
+chain: build services ## three services under the agent, 5,000 requests: every parent as they recorded it
+	$(BIN)/python -m tests.support.chain
+
+w3c: build services ## the W3C trace-context suite (fetched with git) against a service without tracing
+	$(BIN)/python -m tests.w3c
+
 # Hours from nothing; what is built and joined is kept. See tests/matrix/__main__.py.
 matrix: build ## docs/matrix.md: each SDK version, API and build profile tried; CELLS=PATTERNS, AGAIN=1
 	set -f; $(BIN)/python -m tests.matrix $(if $(AGAIN),--again) $(CELLS)
@@ -80,7 +86,9 @@ format: build
 
 bench: build services ## figures for docs/performance.md
 	$(BIN)/python -m bench.head_cost
+	$(BIN)/python -m bench.inline_cost
 	$(BIN)/python -m bench.throughput
+	$(BIN)/python -m bench.tasks
 	$(BIN)/python -m bench.inspect_cost
 
 clean:

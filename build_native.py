@@ -1,4 +1,4 @@
-"""Compiles what is C: the BPF object and the stop writer's tracer.
+"""Compiles what is C: the BPF object, the writers' tracers, and the code that is put into targets.
 
 Run by hatchling when the package is built or installed (also editable), and by `make native`. The
 results lie inside the package, so that an installed wheel needs no compiler.
@@ -19,6 +19,8 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 PACKAGE = Path("src/spanweld")
 BPF_OBJECT = PACKAGE / "bpf/objects/spanweld.bpf.o"
 TRACER = PACKAGE / "writers/bin/spanweld-tracer"
+PATCHER = PACKAGE / "writers/bin/spanweld-patcher"
+INLINE_CODE = PACKAGE / "writers/bin/inline.elf"
 CLANGS = ("clang-19", "clang-20", "clang-18", "clang-17", "clang-16", "clang")
 WARNINGS = ("-Wall", "-Wextra", "-Werror")
 
@@ -34,9 +36,11 @@ class NativeBuildHook(BuildHookInterface[Any]):
 
 
 def build(root: Path) -> None:
-    """Compiles both, if a source is newer than the result."""
+    """Compiles each, if a source is newer than the result."""
     _compile_bpf(root)
-    _compile_tracer(root)
+    _compile_tracer(root, "stop/tracer.c", TRACER)
+    _compile_tracer(root, "inline/patcher.c", PATCHER)
+    _compile_inline_code(root)
 
 
 def bpf_command(root: Path, clang: str, source: Path, output: Path) -> list[str]:
@@ -79,18 +83,46 @@ def _compile_bpf(root: Path) -> None:
         subprocess.run(bpf_command(root, find_clang(), unity, output), check=True)
 
 
-def _compile_tracer(root: Path) -> None:
-    source = root / PACKAGE / "writers/stop/tracer.c"
-    header = root / PACKAGE / "bpf/include/stop_request.h"
-    output = root / TRACER
-    if _is_fresh(output, [source, header, Path(__file__)]):
+def _compile_tracer(root: Path, name: str, result: Path) -> None:
+    source = root / PACKAGE / "writers" / name
+    headers = [*(root / PACKAGE / "bpf/include").glob("*.h"), root / PACKAGE / "writers/seized.h"]
+    output = root / result
+    if _is_fresh(output, [source, *headers, Path(__file__)]):
         return
     output.parent.mkdir(parents=True, exist_ok=True)
-    include = f"-I{root / PACKAGE / 'bpf/include'}"
-    subprocess.run(
-        [find_clang(), "-O2", *WARNINGS, include, str(source), "-o", str(output)],
-        check=True,
-    )
+    subprocess.run([find_clang(), "-O2", *WARNINGS, str(source), "-o", str(output)], check=True)
+
+
+def _compile_inline_code(root: Path) -> None:
+    """The probes once more, for inside a target: no C library, no vector registers, no fixed address."""
+    folder = root / PACKAGE / "writers/inline/target"
+    headers = [*(root / PACKAGE / "bpf/include").glob("*.h"), *(root / PACKAGE / "probes").glob("*.[ch]")]
+    sources = [folder / name for name in ("inline.c", "stubs.S", "inline.ld")]
+    output = root / INLINE_CODE
+    if _is_fresh(output, [*sources, *(folder / "bpf").glob("*.h"), *headers, Path(__file__)]):
+        return
+    output.parent.mkdir(parents=True, exist_ok=True)
+    flags = [
+        *("-O2", "-std=gnu11", "-fPIC", "-fvisibility=hidden", "-ffreestanding", "-ffunction-sections"),
+        *("-mgeneral-regs-only", "-fomit-frame-pointer", "-fno-asynchronous-unwind-tables"),
+        *("-fno-stack-protector", "-fcf-protection=none", "-fno-jump-tables"),
+        # The stack is the target's.
+        "-Wframe-larger-than=512",
+        # CO-RE relocations are clang's for BPF alone.
+        "-Wno-unknown-attributes",
+        *WARNINGS,
+        # In place of libbpf's headers.
+        f"-I{folder}",
+        f"-I{root / PACKAGE / 'bpf/include'}",
+        f"-I{root / PACKAGE / 'probes'}",
+    ]
+    with tempfile.TemporaryDirectory() as temporary:
+        objects = [Path(temporary) / f"{source.stem}.o" for source in sources[:2]]
+        for source, made in zip(sources, objects, strict=False):
+            subprocess.run([find_clang(), *flags, "-c", str(source), "-o", str(made)], check=True)
+        # Its one segment says writable too, which it is not where it is mapped.
+        link = ["ld", "-static", "-N", "--no-warn-rwx-segments", "--gc-sections", "-T", str(sources[2])]
+        subprocess.run([*link, *map(str, objects), "-o", str(output)], check=True)
 
 
 def _is_fresh(output: Path, sources: list[Path]) -> bool:

@@ -45,6 +45,7 @@ CASES: dict[tuple[str, str], tuple[Copy, ...]] = {
         Copy("bare again", None),
         Copy("write off", ("--write", "off")),
         Copy("write stop", ("--write", "stop")),
+        Copy("write inline", ("--write", "inline")),
     ),
 }
 

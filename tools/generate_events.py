@@ -34,6 +34,11 @@ STRUCTS = (
     "open_request_key",
     "inject_key",
     "inject_event",
+    "inline_head",
+    "inline_patch",
+    "inline_ring",
+    "inline_record",
+    "inline_order",
 )
 ENUMS = (
     "event_kind",
@@ -51,6 +56,9 @@ ENUMS = (
     "manual_relation",
     "manual_status",
     "layout_check",
+    "inline_place",
+    "inline_size",
+    "inline_operation",
 )
 INTEGERS = {
     (1, False): "B",

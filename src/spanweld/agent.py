@@ -8,8 +8,8 @@ import os
 import selectors
 import sys
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from spanweld.bpf.pins import PinFolder, remove_stale
 from spanweld.bpf.ring import RingReader
 from spanweld.errors import HostError, SpanweldError, TargetError, UsageError
 from spanweld.exporters import Exporter, make_exporters
-from spanweld.image import SpanArguments
+from spanweld.image import Image, SpanArguments, find_entry
 from spanweld.join import CarriedContexts, RootLinks
 from spanweld.layouts import SdkLayout
 from spanweld.layouts.learned import LearnedLayout, Learner, Sample
@@ -40,6 +40,7 @@ from spanweld.probes.declaration import (
     Place,
     Probe,
     RequestCarried,
+    Seen,
     SocketLetGo,
     SpanSample,
     WakesWanted,
@@ -48,9 +49,10 @@ from spanweld.probes.http_client import own_exports
 from spanweld.process.find import is_running
 from spanweld.process.listening import listening_ports
 from spanweld.resource import make_resource, read_host, read_process
-from spanweld.settings import AdoptMode, InjectMode, Propagator, Settings, WriteMode
-from spanweld.writers import Choice, Writer, choose
+from spanweld.settings import AdoptMode, InjectMode, ProbesMode, Propagator, Settings, WriteMode
+from spanweld.writers import Choice, Writer, choose, choose_instead
 from spanweld.writers import kernel as kernel_writer
+from spanweld.writers.inline import writer as inline_writer
 from spanweld.writers.stop import writer as stop_writer
 
 BPF_OBJECT = Path(__file__).parent / "bpf/objects/spanweld.bpf.o"
@@ -63,6 +65,7 @@ _WRITE_NUMBERS = {
     WriteMode.OFF: events.WriteMode.OFF,
     WriteMode.KERNEL: events.WriteMode.KERNEL,
     WriteMode.STOP: events.WriteMode.STOP,
+    WriteMode.INLINE: events.WriteMode.INLINE,
 }
 
 _PROPAGATOR_NUMBERS = {
@@ -117,9 +120,11 @@ class Target:
     writer: Writer
     pins: PinFolder
     image: Path
-    spans_fd: int
+    spans: BpfMap
     carried_fd: int
+    choice: Choice
     span_kinds: Mapping[int, int]
+    why_not_inline: str = ""
     learner: Learner | None = None
     links: list[tuple[Probe, Link]] = field(default_factory=list)
     task_links: list[Link] = field(default_factory=list)
@@ -140,12 +145,19 @@ def load_programs(settings: Settings, host: Host) -> tuple[BpfObject, Choice]:
     refused = kernel_writer.why_not(host)
     library = Libbpf()
     loaded: BpfObject | None = None
-    if settings.write in (WriteMode.AUTO, WriteMode.KERNEL) and not refused:
+    may_write = settings.write in (WriteMode.AUTO, WriteMode.KERNEL)
+    if may_write and settings.probes is not ProbesMode.INLINE and not refused:
         try:
             loaded = _load_object(library, settings, kernel_writes=True)
         except HostError as error:
             refused = f"the kernel refused bpf_probe_write_user ({error.message})"
-    choice = choose(settings.write, refused, stop_writer.why_not())
+    choice = choose(
+        settings.write,
+        settings.probes,
+        kernel_refused=refused,
+        inline_refused=inline_writer.why_not(),
+        stop_refused=stop_writer.why_not(),
+    )
     return loaded or _load_object(library, settings, kernel_writes=False), choice
 
 
@@ -203,6 +215,7 @@ class Agent:
         self._keeper: LinkKeeper | None = None
         self._injection: injection.Injection | None = None
         self._guards_stops = False
+        self._inline_counts: Counter[events.Counter] = Counter()
         self._host_facts = read_host()
         self._decoders: dict[int, Decoder] = {
             int(kind): decoder
@@ -270,7 +283,6 @@ class Agent:
 
         Raises TargetError if that is not possible; then nothing is left behind.
         """
-        mode = self._mode_for(plan, choice)
         process = read_process(pid, plan.facts.rustc)
         if starting:
             environ = {k: v for k, v in os.environ.items() if k.startswith("OTEL_")}
@@ -284,11 +296,12 @@ class Agent:
             pid=pid,
             plan=plan,
             resource=make_resource(self._settings, process, self._host_facts),
-            writer=self._make_writer(pid, mode, starting),
+            writer=kernel_writer.PassiveWriter(WriteMode.OFF),
             pins=pins,
             image=image,
-            spans_fd=spans.fd,
+            spans=spans,
             carried_fd=carried.fd,
+            choice=choice,
             span_kinds={raw: int(kind) for raw, kind in layout.span_kinds.items()} if layout else {},
             learner=Learner() if plan.learns else None,
         )
@@ -298,7 +311,7 @@ class Agent:
             self._bpf.map("spans_in_progress").set(_u32(pid), _u32(spans.fd))
             self._bpf.pin(carried, pins.path / "carried")
             self._bpf.map("carried").set(_u32(pid), _u32(carried.fd))
-            self._start_writer(target)
+            self._start_writer(target, starting=starting)
             self._put_target(target, layout)
             for port, paths in own_exports(process.environ).items():
                 key = events.OWN_EXPORT_KEY.pack(pid, port)
@@ -312,17 +325,7 @@ class Agent:
                 # Whether it needs them is not known, but the first request out would be too late.
                 self._follow_wakes(target)
                 target.wakes_until = time.monotonic() + WAKES_UNASKED
-            # What sees a span begin comes last, and goes first: none begins that is not seen to be built.
-            for point in reversed(plan.points):
-                link = self._bpf.attach_uprobe(
-                    point.probe.program,
-                    pid,
-                    image,
-                    point.offset,
-                    keeper=self._keeper,
-                    cookie=point.cookie,
-                )
-                target.links.insert(0, (point.probe, link))
+            self._attach_probes(target, starting=starting)
             target.pidfd = os.pidfd_open(pid)
         except ProcessLookupError:
             self.remove(target)
@@ -373,6 +376,48 @@ class Agent:
             link.detach()
         target.wake_links.clear()
 
+    def started(self, target: Target) -> None:
+        """Finishes what ``add`` of a starting process left for when it has executed its program."""
+        if isinstance(target.writer, inline_writer.InlineWriter):
+            self._attach_inline(target, target.writer)
+
+    def _attach_probes(self, target: Target, *, starting: bool) -> None:
+        writer = target.writer
+        inline = isinstance(writer, inline_writer.InlineWriter)
+        # What sees a span begin comes last, and goes first: none begins that is not seen to be built.
+        for point in reversed(target.plan.points):
+            program = point.probe.program
+            # Code inside the target needs to be told of span ids alone.
+            if inline and (inline_writer.serves(program) or program == "otel_new_trace_id_returns"):
+                continue
+            link = self._bpf.attach_uprobe(
+                program, target.pid, target.image, point.offset, keeper=self._keeper, cookie=point.cookie
+            )
+            target.links.insert(0, (point.probe, link))
+        if isinstance(writer, inline_writer.InlineWriter) and not starting:
+            self._attach_inline(target, writer)
+
+    def _attach_inline(self, target: Target, writer: inline_writer.InlineWriter) -> None:
+        """Puts the probes into the process or, where the writer was left to us, uprobes in their place."""
+        try:
+            writer.attach(self._encode_target(target, target.plan.adopted_layout))
+        except TargetError as error:
+            self._give_up_inline(target, error)
+            self._detach(target, lambda _: True)
+            self._use(target, choose_instead(WriteMode.INLINE, target.choice), starting=False)
+            self._put_target(target, target.plan.adopted_layout)
+            self._attach_probes(target, starting=False)
+
+    def _give_up_inline(self, target: Target, error: TargetError) -> None:
+        target.writer.stop()
+        if self._wants_inline or not is_running(target.pid):
+            raise error
+        target.why_not_inline = error.message
+
+    @property
+    def _wants_inline(self) -> bool:
+        return self._settings.write is WriteMode.INLINE
+
     def _mode_for(self, plan: Plan, choice: Choice) -> WriteMode:
         """How this target is written to: only ``stop`` reaches ids before spans that are built late."""
         if plan.why_no_adoption:
@@ -382,17 +427,37 @@ class Agent:
             return WriteMode.STOP
         return choice.mode
 
-    def _make_writer(self, pid: Pid, mode: WriteMode, starting: bool) -> Writer:
-        if mode is WriteMode.STOP:
-            if not self._guards_stops:
-                self._guards_stops = True
-                self._attach_tracepoints(for_stop_writer=True)
-            requests = self._bpf.map("stop_requests")
-            return stop_writer.StopWriter(pid, requests.fd, expect_exec=starting)
-        return kernel_writer.PassiveWriter(mode)
+    def _start_writer(self, target: Target, *, starting: bool) -> None:
+        """Starts the writer for the target; where the user left the mode to us, the first that works."""
+        mode = self._mode_for(target.plan, target.choice)
+        if mode is WriteMode.INLINE:
+            try:
+                probes = _inline_probes(target.plan, target.image)
+                writer = inline_writer.InlineWriter(
+                    target.pid,
+                    probes,
+                    target.spans.fd,
+                    target.spans.max_entries * target.spans.value_size,
+                    expect_exec=starting,
+                )
+                target.writer = writer
+                writer.start()
+                return
+            except TargetError as error:
+                self._give_up_inline(target, error)
+            mode = choose_instead(mode, target.choice)
+        self._use(target, mode, starting=starting)
 
-    def _start_writer(self, target: Target) -> None:
-        """Where the user left the mode to us, one process that cannot be written to is no error."""
+    def _use(self, target: Target, mode: WriteMode, *, starting: bool) -> None:
+        """Starts a writer of uprobes; one process that cannot be written to is no error where we chose."""
+        if mode is not WriteMode.STOP:
+            target.writer = kernel_writer.PassiveWriter(mode)
+            return
+        if not self._guards_stops:
+            self._guards_stops = True
+            self._attach_tracepoints(for_stop_writer=True)
+        requests = self._bpf.map("stop_requests")
+        target.writer = stop_writer.StopWriter(target.pid, requests.fd, expect_exec=starting)
         try:
             target.writer.start()
         except TargetError as error:
@@ -453,9 +518,7 @@ class Agent:
             link.detach()
         target.task_links.clear()
         self._forget(target.writer.fileno())
-        report = target.writer.stop()
-        if report:
-            self._say(f"pid {target.pid}: {report}")
+        self._say_report(target, target.writer.stop())
         self._bpf.map("targets").delete(_u32(target.pid))
         if self._injection:
             self._injection.let_go(target.pid)
@@ -468,16 +531,21 @@ class Agent:
         _delete_of_pid(self._bpf.map("connections"), target.pid, events.CONNECTION_KEY.unpack, 2)
         _delete_of_pid(self._bpf.map("listening"), target.pid, events.LISTENING_KEY.unpack, 0)
         _delete_of_pid(self._bpf.map("own_exports"), target.pid, events.OWN_EXPORT_KEY.unpack, 0)
-        for descriptor in (target.spans_fd, target.carried_fd):
-            if descriptor >= 0:
-                os.close(descriptor)
-        target.spans_fd = target.carried_fd = -1
+        if isinstance(target.writer, inline_writer.InlineWriter):
+            self._inline_counts.update(target.writer.counters())
+            target.writer.close()
+        for descriptor in (target.spans.fd, target.carried_fd):
+            os.close(descriptor)
         target.pins.remove()
         if target.pidfd >= 0:
             self._forget(target.pidfd)
             os.close(target.pidfd)
             target.pidfd = -1
         self._targets.pop(target.pid, None)
+
+    def _say_report(self, target: Target, report: str) -> None:
+        if report:
+            self._say(f"pid {target.pid}: {report}")
 
     def _forget(self, descriptor: int | None) -> None:
         if descriptor is not None:
@@ -536,7 +604,7 @@ class Agent:
             return
         self._clock.refresh()
         spans: dict[int, list[Span]] = defaultdict(list)
-        for record in self._ring.drain():
+        for record in self._records():
             head = events.EventHead._make(events.EVENT_HEAD.unpack_from(record))
             target = self._targets.get(head.pid)
             if target is None:
@@ -572,6 +640,14 @@ class Agent:
             for exporter in self._exporters:
                 exporter.export(self._targets[pid].resource, batch)
 
+    def _records(self) -> Iterator[bytes]:
+        """Events of the BPF programs, then of the code in each target."""
+        if self._ring is not None:
+            yield from self._ring.drain()
+        for target in list(self._targets.values()):
+            if isinstance(target.writer, inline_writer.InlineWriter):
+                yield from target.writer.events()
+
     def _say_opaque(self, connection: ConnectionOpaque) -> None:
         text = f"a connection with {connection.peer} {connection.reason}: it is not traced"
         if text not in self._said and len(self._said) < 1000:
@@ -584,6 +660,8 @@ class Agent:
                 f"pid {target.pid}: {change.mismatch}: manual spans are left alone; automatic spans go on"
             )
             self._detach(target, lambda _: True)
+            if isinstance(target.writer, inline_writer.InlineWriter):
+                self._say_report(target, target.writer.stop())
         elif not target.plan.seen_late:
             self._detach(target, lambda probe: probe.until_verified)
 
@@ -610,13 +688,16 @@ class Agent:
         )
 
     def counters(self) -> dict[events.Counter, int]:
-        """The kernel's counters, summed over CPUs: one cell alone may be below zero."""
+        """The kernel's counters, summed over CPUs: one cell alone may be below zero; and the targets' own."""
         counters = self._bpf.map("counters")
-        result: dict[events.Counter, int] = {}
+        result = Counter(self._inline_counts)
+        for target in self._targets.values():
+            if isinstance(target.writer, inline_writer.InlineWriter):
+                result.update(target.writer.counters())
         for counter in events.Counter:
             value = counters.get(_u32(counter)) if counter is not events.Counter.MAX else None
             if value:
-                result[counter] = sum(
+                result[counter] += sum(
                     int.from_bytes(value[at : at + 8], "little", signed=True)
                     for at in range(0, len(value), 8)
                 )
@@ -659,6 +740,27 @@ class Agent:
         self._selector.close()
 
 
+def _inline_probes(plan: Plan, image: Path) -> list[inline_writer.InlineProbe]:
+    """What is patched in the image; TargetError, with the reason, where not all of it can be."""
+    if plan.seen is not Seen.BUILT or plan.learns:
+        raise TargetError("spans are seen at returns, where no jump has room", _UPROBE_INSTEAD)
+    if plan.seen_late:
+        raise TargetError("spans get their ids at returns, where no jump has room", _UPROBE_INSTEAD)
+    if any(point.cookie for point in plan.points):
+        raise TargetError("its id generators are told apart by who calls them", _UPROBE_INSTEAD)
+    probes = []
+    with Image.open(image) as file:
+        for point in plan.points:
+            if inline_writer.serves(point.probe.program):
+                entry = find_entry(file, point.function)
+                if isinstance(entry, str):
+                    raise TargetError(entry, _UPROBE_INSTEAD)
+                probes.append(inline_writer.InlineProbe(point.probe.program, entry))
+    return probes
+
+
+_UPROBE_INSTEAD = "use --probes uprobe"
+
 # What says in struct sdk_layout that a field of SdkLayout is None, where it is not LAYOUT_ABSENT.
 _LAYOUT_ABSENT = {
     "layout_span_data_size": 0,
@@ -666,7 +768,7 @@ _LAYOUT_ABSENT = {
     "layout_span_status_size": 0,
     "layout_status_unset": 0,
     "layout_status_ok": 0,
-    "layout_end_argument_none_nanos": 0xFFFF_FFFF,
+    "layout_end_argument_none_nanos": 0,
     "layout_end_argument_tag_none": 0,
     "layout_span_name_borrowed": 0,
 }

@@ -33,6 +33,14 @@ class WriteMode(Enum):
     OFF = "off"
 
 
+class ProbesMode(Enum):
+    """How the SDK's functions are probed: by kernel uprobes, or by code inside the target."""
+
+    AUTO = "auto"
+    UPROBE = "uprobe"
+    INLINE = "inline"
+
+
 class AdoptMode(Enum):
     """Which active span becomes a root's parent: the innermost one, or always the server span."""
 
@@ -121,6 +129,7 @@ class Settings:
 
     exports: tuple[str, ...] = ("console",)
     write: WriteMode = WriteMode.AUTO
+    probes: ProbesMode = ProbesMode.AUTO
     adopt: AdoptMode = AdoptMode.ACTIVE
     inject: InjectMode = InjectMode.AUTO
     exclude_paths: tuple[str, ...] = ()

@@ -172,8 +172,8 @@ def test_an_asynchronous_client_in_the_task_of_the_handler() -> None:
             assert_child(last, seen.manual["after"])
 
 
-def test_a_pooled_client_of_hyper_is_never_given_a_wrong_parent() -> None:
-    """Its connections are tasks of their own, which write for whoever asks them to."""
+def test_a_pooled_client_of_hyper() -> None:
+    """Each connection is a task of its own, which writes for others: the right one is known, or counted."""
     with Service(binary("store", "release")) as store, Traced("users", "--store", store.url) as users:
         numbers = range(1_000, 1_100)
         result = load(
@@ -192,7 +192,9 @@ def test_a_pooled_client_of_hyper_is_never_given_a_wrong_parent() -> None:
             assert client.attributes["http.response.status_code"] == 201
             assert not client.parent_span_id or client.parent_span_id in saving
         known = [client.parent_span_id for client in client_spans(spans) if client.parent_span_id]
-        assert len(set(known)) == len(known)
+        assert len(set(known)) == len(known) >= 0.9 * len(numbers)
+        if len(known) < len(numbers):
+            users.expect_said(f"{len(numbers) - len(known)} requests out have no parent")
 
 
 @pytest.mark.parametrize("grpc", [False, True], ids=["http", "grpc"])

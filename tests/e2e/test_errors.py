@@ -707,6 +707,7 @@ def test_doctor_as_json() -> None:
     assert isinstance(writers, dict)
     assert set(writers) == {"kernel", "inline", "stop", "off"}
     assert writers[str(found["auto"])] == "works"
+    assert found["inject"] == "works"
     assert isinstance(found["uprobe_ns"], float)
     assert isinstance(found["tracepoint_ns"], float)
 

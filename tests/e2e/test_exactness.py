@@ -11,11 +11,18 @@ pytestmark = [pytest.mark.root]
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("profile", "how", "requests"),
-    [("release", "run", 10_000), ("release", "attach", 2_000), ("debug", "run", 2_000)],
+    ("profile", "how", "write", "requests"),
+    [
+        ("release", "run", "stop", 10_000),
+        ("release", "attach", "stop", 2_000),
+        ("debug", "run", "stop", 2_000),
+        ("release", "run", "inline", 10_000),
+        ("release", "attach", "inline", 2_000),
+        ("debug", "run", "inline", 2_000),
+    ],
 )
-def test_every_root_is_joined_to_its_own_request(profile: str, how: str, requests: int) -> None:
-    result = check(requests=requests, connections=64, profile=profile, how=how, write="stop")
+def test_every_root_is_joined_to_its_own_request(profile: str, how: str, write: str, requests: int) -> None:
+    result = check(requests=requests, connections=64, profile=profile, how=how, write=write)
     assert result.ok, "\n".join((str(result), *result.examples, result.messages))
     # One line says that it is ready, one (attach) that it detached: nothing was lost or left alone.
     assert len(result.messages.splitlines()) == (2 if how == "attach" else 1), result.messages

@@ -43,7 +43,13 @@ NOT_SAMPLED = f"00-{REMOTE_TRACE}-{REMOTE_SPAN}-00"
 SEEN_AT_THEIR_END = "stripped debug"
 """Of spans in this build only ids and ends are seen: which roots are open, or were dropped, is not told."""
 MATRIX = [
-    (profile, how) for profile in ("release", "debug", "stripped", SEEN_AT_THEIR_END) for how in get_args(How)
+    *(
+        (profile, how, "stop")
+        for profile in ("release", "debug", "stripped", SEEN_AT_THEIR_END)
+        for how in get_args(How)
+    ),
+    ("release", "run", "inline"),
+    ("debug", "attach", "inline"),
 ]
 
 
@@ -63,14 +69,14 @@ class Lab(Traced):
 
 @pytest.fixture(scope="module", params=MATRIX, ids="-".join)
 def lab(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    """The lab under ``--write stop`` and ``--adopt active``; stripped is its release build."""
-    profile, how = request.param
+    """The lab under ``--adopt active``; stripped is its release build."""
+    profile, how, write = request.param
     executable = binary("lab", {"stripped": "release", SEEN_AT_THEIR_END: "debug"}.get(profile, profile))
     if profile.startswith("stripped"):
         bare = tmp_path_factory.mktemp("stripped") / "lab"
         subprocess.run(["strip", "-o", str(bare), str(executable)], check=True)
         executable = bare
-    with Lab("lab", executable=executable, how=how) as traced:
+    with Lab("lab", executable=executable, how=how, options=("--write", write)) as traced:
         traced.seen_late = profile == SEEN_AT_THEIR_END
         yield traced
 

@@ -840,21 +840,13 @@ void host_probe(enum host_probe probe, const struct host_registers *registers)
 	host_leave();
 }
 
-static __u64 attach_cookie;
-
-unsigned long long bpf_get_attach_cookie(void *context)
-{
-	(void)context;
-	return attach_cookie;
-}
-
 void host_spawns(__u64 id)
 {
 	struct pt_regs context;
 
 	__builtin_memset(&context, 0xa5, sizeof(context));
 	context.r12 = id;
-	attach_cookie = ID_IN_R12;
+	host.cookie = ID_IN_R12;
 	host_enter();
 	tokio_task_spawned(&context);
 	host_leave();

@@ -515,6 +515,23 @@ TEST(the_own_stack_is_the_cause)
 	CHECK(client.head.at < server.head.at);
 }
 
+/* Who connected it, nobody knows; the task that handles a request sends for itself. */
+TEST(the_own_stack_is_the_cause_on_an_older_connection)
+{
+	struct server_span_event server, client;
+
+	serving(~0ULL);
+	host_open(FD + 1, &host_tcp);
+	out_at(FD + 1, HEAD, sizeof(HEAD) - 1);
+	CHECK_EQUAL(host_live_frames(PID), 2);
+	in_at(FD + 1, OK, sizeof(OK) - 1);
+	CHECK_EQUAL(host_live_frames(PID), 1);
+	served();
+	server = span_event(0);
+	client = client_event(0);
+	check_parent(&client, &server);
+}
+
 TEST(what_is_done_meanwhile_is_under_the_client_span)
 {
 	struct span_frame manual = {.kind = FRAME_MANUAL, .span_id = 77, .flags = TRACE_FLAG_SAMPLED};

@@ -399,7 +399,7 @@ TEST(traceparent_valid)
 	/* Flags that are not defined yet are not passed on. */
 	span = serve("traceparent: 00-" TRACE_ID "-" PARENT "-ff\r\n");
 	CHECK_EQUAL(span.parent_span_id, PARENT_ID);
-	CHECK_EQUAL(span.flags, 1);
+	CHECK_EQUAL(span.flags, 3);
 }
 
 TEST(traceparent_of_a_future_version)

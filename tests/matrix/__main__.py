@@ -71,7 +71,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="tests.matrix", description="SDK versions, APIs and build profiles")
     parser.add_argument("patterns", nargs="*", metavar="PATTERN", default=["*"])
     parser.add_argument("--again", action="store_true", help="also the cells that are joined already")
-    parser.add_argument("--write", default=WRITE, choices=("auto", "kernel", "stop", "off"))
+    parser.add_argument("--write", default=WRITE, choices=("auto", "kernel", "inline", "stop", "off"))
     parser.add_argument("--requests", type=int, default=REQUESTS)
     arguments = parser.parse_args()
     try:

@@ -16,10 +16,18 @@ COMMAND = (sys.executable, "-m", "spanweld")
 
 
 class AgentProcess:
-    """``spanweld run`` or ``attach`` in a process of its own, ready when the ``with`` block begins."""
+    """``spanweld run`` or ``attach`` in a process of its own, ready when the ``with`` block begins.
 
-    def __init__(self, arguments: Sequence[str], environ: Mapping[str, str] | None = None) -> None:
-        self._arguments = list(arguments)
+    ``command`` is for one that is started in another way.
+    """
+
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        environ: Mapping[str, str] | None = None,
+        command: Sequence[str] = COMMAND,
+    ) -> None:
+        self._arguments = [*command, *arguments]
         self._environ = {
             **{name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "SUDO_"))},
             "NO_PROXY": "127.0.0.1",
@@ -29,7 +37,7 @@ class AgentProcess:
 
     def __enter__(self) -> AgentProcess:
         self.process = subprocess.Popen(
-            [*COMMAND, *self._arguments],
+            self._arguments,
             env=self._environ,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

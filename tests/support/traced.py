@@ -152,6 +152,10 @@ class Traced:
         (server,) = server_spans(spans, path)
         return server, manual
 
+    def expect_said(self, fragment: str) -> None:
+        """The agent must say one line more, when it ends, that holds this."""
+        self._says.append(fragment)
+
     def expect_dropped_roots(self, count: int) -> None:
         """In sampled requests the service's sampler drops so many roots more: the agent must count them."""
         self._roots_dropped += count

@@ -23,7 +23,7 @@ ALLOWED: dict[str, set[str]] = {
     "layouts": {"image"},
     "bpf": {"process"},
     "probes": {"bpf"},
-    "writers": {"bpf", "settings"},
+    "writers": {"bpf", "settings", "image", "process"},
     "exporters": {"settings"},
     "plan": {"image", "layouts", "probes"},
     "injection": {"bpf"},

@@ -47,6 +47,13 @@ def test_stop_writer_on_this_kernel() -> None:
     assert result.ok, f"{result}\n{result.examples}\n{result.messages}"
 
 
+@pytest.mark.parametrize("how", ["run", "attach"])
+def test_inline_probes_on_this_kernel(how: str) -> None:
+    result = check(requests=500, connections=16, write="inline", how=how, binaries=BINARIES)
+    assert "(write inline)" in result.messages
+    assert result.ok, f"{result}\n{result.examples}\n{result.messages}"
+
+
 @pytest.mark.parametrize("write", ["kernel", "stop"])
 def test_agent_killed(write: str) -> None:
     with Service(BINARIES / "sockets") as service, SteadyLoad(service.address, SOCKETS, 4) as load:

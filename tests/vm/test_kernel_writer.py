@@ -25,6 +25,8 @@ NAMES = (
     "test_kernel_is_another_one",
     "test_thousand_requests_are_exact_by_the_kernel_writer",
     "test_stop_writer_on_this_kernel",
+    "test_inline_probes_on_this_kernel[run]",
+    "test_inline_probes_on_this_kernel[attach]",
     "test_agent_killed[kernel]",
     "test_agent_killed[stop]",
 )

@@ -1,12 +1,13 @@
 //! Sends what it is told to send: the service that the W3C trace-context suite tests.
 //!
 //! A POST of `[{"url": URL, "arguments": JSON}, …]`, on any path, makes it POST the arguments to each
-//! URL in turn. Not a line here knows of tracing, and no header is handed on.
+//! URL in turn. It answers with what came last. Not a line here knows of tracing, and no header is handed on.
 
 use std::error::Error;
 use std::net::SocketAddr;
 
-use axum::extract::State;
+use axum::body::Bytes;
+use axum::extract::{DefaultBodyLimit, State};
 use axum::http::StatusCode;
 use axum::routing::post;
 use axum::{Json, Router};
@@ -55,26 +56,31 @@ struct Errand {
 fn main() -> Result<(), Box<dyn Error>> {
     let options = Options::from_args()?;
     let client = reqwest::Client::builder().no_proxy().build()?;
-    let router = Router::new().fallback(post(relay)).with_state(client);
+    let router = Router::new()
+        .fallback(post(relay))
+        .layer(DefaultBodyLimit::disable())
+        .with_state(client);
     common::runtime(Threads::Workers(options.workers))?
         .block_on(common::serve(options.listen, router))?;
     Ok(())
 }
 
-/// 200 once all were sent and answered, 502 with the first error.
+/// 200 and the body of the last answer once all were sent and answered; 502 with the first error.
 async fn relay(
     State(client): State<reqwest::Client>,
     Json(errands): Json<Vec<Errand>>,
-) -> (StatusCode, String) {
+) -> (StatusCode, Bytes) {
+    let mut last = Bytes::new();
     for Errand { url, arguments } in errands {
         let answered = match client.post(url).json(&arguments).send().await {
             // Read to its end, so that the connection can be used again.
             Ok(response) => response.bytes().await,
             Err(error) => Err(error),
         };
-        if let Err(error) = answered {
-            return (StatusCode::BAD_GATEWAY, error.to_string());
+        match answered {
+            Ok(body) => last = body,
+            Err(error) => return (StatusCode::BAD_GATEWAY, error.to_string().into()),
         }
     }
-    (StatusCode::OK, "relayed".to_owned())
+    (StatusCode::OK, last)
 }

@@ -90,6 +90,7 @@ class WriteMode(IntEnum):
     OFF = 0
     KERNEL = 1
     STOP = 2
+    INLINE = 3
 
 
 class SpanFrameKind(IntEnum):
@@ -190,6 +191,36 @@ class LayoutCheck(IntEnum):
     CONTEXT = 5
     DATA = 6
     ARGUMENTS = 7
+
+
+class InlinePlace(IntEnum):
+    """enum inline_place"""
+
+    GUARD = 65536
+    AREA = 69632
+    SPANS = 5849088
+    PATCHES = 1024
+    TARGET = 2048
+    COUNTERS = 3072
+    IN_FLIGHT = 4096
+    RING = 8192
+    RECORDS = 12288
+    MANUAL_SPANS = 1585152
+
+
+class InlineSize(IntEnum):
+    """enum inline_size"""
+
+    PATCHES = 16
+    CELLS = 64
+    RECORDS = 8192
+
+
+class InlineOperation(IntEnum):
+    """enum inline_operation"""
+
+    ATTACH = 1
+    DETACH = 2
 
 
 class EventHead(NamedTuple):
@@ -491,3 +522,74 @@ class InjectEvent(NamedTuple):
 
 
 INJECT_EVENT = Struct("<IIQQII")
+
+
+class InlineHead(NamedTuple):
+    """struct inline_head, 88 bytes"""
+
+    owner: bytes
+    magic: int
+    base: int
+    size: int
+    version: int
+    nr_patches: int
+    pid: int
+    own_pid: int
+    trusted: int
+    pad: int
+
+
+INLINE_HEAD = Struct("<40sQQQIIIIII")
+
+
+class InlinePatch(NamedTuple):
+    """struct inline_patch, 56 bytes"""
+
+    address: int
+    displaced: int
+    before: bytes
+    jump: bytes
+    size: int
+    pad: int
+
+
+INLINE_PATCH = Struct("<QQ24s8sII")
+
+
+class InlineRing(NamedTuple):
+    """struct inline_ring, 128 bytes"""
+
+    produced: int
+    pad_produced: bytes
+    consumed: int
+    pad_consumed: bytes
+
+
+INLINE_RING = Struct("<Q56sQ56s")
+
+
+class InlineRecord(NamedTuple):
+    """struct inline_record, 192 bytes"""
+
+    ready: int
+    size: int
+    data: bytes
+
+
+INLINE_RECORD = Struct("<II184s")
+
+
+class InlineOrder(NamedTuple):
+    """struct inline_order, 48 bytes"""
+
+    operation: int
+    nr_patches: int
+    base: int
+    size: int
+    spans_size: int
+    system_call: int
+    code_size: int
+    pad: int
+
+
+INLINE_ORDER = Struct("<IIQQQQII")

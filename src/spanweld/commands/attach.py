@@ -32,6 +32,7 @@ def attach(
     *,
     exports: tuple[str, ...],
     write: str,
+    probes: str,
     adopt: str,
     inject: str,
     exclude_paths: tuple[str, ...],
@@ -49,7 +50,9 @@ def attach(
     """
     if bool(pids) == bool(exe):
         raise UsageError("attach needs either --pid N or --exe GLOB", "spanweld attach --help shows both")
-    settings = make_settings(exports, write, adopt, exclude_paths, baggage_attributes, inject=inject)
+    settings = make_settings(
+        exports, write, adopt, exclude_paths, baggage_attributes, probes=probes, inject=inject
+    )
     # First of all: without root most processes cannot be seen, and none would match.
     look_at_host(mount=True).require()
     processes = find_by_exe(exe) if exe else tuple(find_by_pid(Pid(pid)) for pid in dict.fromkeys(pids))

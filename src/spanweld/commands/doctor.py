@@ -22,9 +22,10 @@ from spanweld.errors import HostError, SpanweldError
 from spanweld.injection import Injection
 from spanweld.model import FileOffset, Pid
 from spanweld.process.memory import memory_ranges
-from spanweld.settings import Settings, WriteMode
+from spanweld.settings import ProbesMode, Settings, WriteMode
 from spanweld.writers import choose
 from spanweld.writers import kernel as kernel_writer
+from spanweld.writers.inline import writer as inline_writer
 from spanweld.writers.stop import writer as stop_writer
 
 JSON_SCHEMA = 1
@@ -92,7 +93,13 @@ def examine_host() -> Report:
             stepped = measure_uprobe(bpf, libc.abs)
     except SpanweldError as error:
         problem, remedy = error.message, error.remedy
-        choice = choose(WriteMode.AUTO, kernel_refused or "see above", stop_writer.why_not())
+        choice = choose(
+            WriteMode.AUTO,
+            ProbesMode.AUTO,
+            kernel_refused=kernel_refused or "see above",
+            inline_refused=inline_writer.why_not(),
+            stop_refused=stop_writer.why_not(),
+        )
     modes = (WriteMode.KERNEL, WriteMode.INLINE, WriteMode.STOP, WriteMode.OFF)
     return Report(
         host=host,

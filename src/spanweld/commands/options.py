@@ -15,6 +15,7 @@ from spanweld.plan import NO_OTHER_GENERATORS
 from spanweld.settings import (
     AdoptMode,
     InjectMode,
+    ProbesMode,
     Settings,
     WriteMode,
     batch_from_environment,
@@ -49,6 +50,16 @@ def tracing_options(function: Function) -> Function:
             show_default=True,
             help="How adoptions reach the service's memory; `spanweld doctor` shows what this host allows. "
             "off: nothing is written, automatic spans link to manual ones.",
+        ),
+        click.option(
+            "--probes",
+            type=click.Choice([mode.value for mode in ProbesMode]),
+            default=ProbesMode.AUTO.value,
+            envvar="SPANWELD_PROBES",
+            show_default=True,
+            help="How the SDK's functions are probed: by the kernel (uprobe), or by code put into the "
+            "service (inline), which costs nanoseconds, where it allows that. auto is uprobe, but for "
+            "--write inline, which demands it.",
         ),
         click.option(
             "--adopt",
@@ -96,6 +107,7 @@ def make_settings(
     exclude_paths: tuple[str, ...],
     baggage_attributes: str,
     *,
+    probes: str,
     inject: str,
 ) -> Settings:
     """Flags over environment over defaults; UsageError for what cannot be meant."""
@@ -104,6 +116,7 @@ def make_settings(
     return Settings(
         exports=exports or default,
         write=WriteMode(write),
+        probes=ProbesMode(probes),
         adopt=AdoptMode(adopt),
         inject=InjectMode(inject),
         exclude_paths=exclude_paths,
@@ -129,11 +142,14 @@ def describe(target: Target) -> str:
         manual = "manual spans are linked, not adopted (write off)"
     else:
         sdk = f"opentelemetry_sdk {plan.sdk_versions[0]}"
+        how = f"write {mode.value}"
+        if target.why_not_inline:
+            how += f", not inline: {target.why_not_inline}"
         if isinstance(plan.layout, SdkLayout):
             source = f"layout from the {plan.layout.source}"
-            manual = f"manual spans of {sdk} are adopted (write {mode.value}), {source}"
+            manual = f"manual spans of {sdk} are adopted ({how}), {source}"
         else:
-            manual = f"manual spans of {sdk} are adopted once their layout is learned (write {mode.value})"
+            manual = f"manual spans of {sdk} are adopted once their layout is learned ({how})"
         if not plan.knows_generators:
             manual += f"; {NO_OTHER_GENERATORS}"
     return f"ready (pid {target.pid}, {name}; {manual})"

@@ -12,7 +12,8 @@ import click
 
 from spanweld.agent import Agent
 from spanweld.commands.options import describe, make_settings, tracing_options
-from spanweld.messages import say
+from spanweld.errors import SpanweldError
+from spanweld.messages import say, say_error
 from spanweld.model import Pid
 from spanweld.plan import make_plan
 from spanweld.process.launch import Held, exit_code_of, find_program, launch
@@ -43,6 +44,7 @@ def run(
     *,
     exports: tuple[str, ...],
     write: str,
+    probes: str,
     adopt: str,
     inject: str,
     exclude_paths: tuple[str, ...],
@@ -59,7 +61,9 @@ def run(
     The service keeps its output, gets the signals that spanweld gets, and its exit code becomes
     spanweld's. Requests appear as trees on standard output unless an OTLP endpoint is set.
     """
-    settings = make_settings(exports, write, adopt, exclude_paths, baggage_attributes, inject=inject)
+    settings = make_settings(
+        exports, write, adopt, exclude_paths, baggage_attributes, probes=probes, inject=inject
+    )
     user = resolve_user(user_text) if user_text else sudo_user(os.environ)
     program = find_program(command[0], os.environ)
     plan = make_plan(program)
@@ -74,9 +78,13 @@ def run(
         held.release()
         service = Service(held.pid, reader)
         held = None
-        say(describe(target))
         try:
+            agent.started(target)
+            say(describe(target))
             agent.run(service.pass_on_signals, wake=(reader.fileno(),))
+        except SpanweldError as error:
+            say_error(error)
+            say("the service goes on without being traced")
         except Exception:
             # A fault of ours ends the tracing; the service, whose wrapper this is, goes on.
             say("an error in spanweld: the service goes on without being traced")

@@ -2,6 +2,7 @@
 
 from spanweld.image.code import FirstInstruction, find_returns, first_instruction
 from spanweld.image.elf import Image, Section, Segment
+from spanweld.image.entry import Entry, find_entry
 from spanweld.image.facts import ImageFacts, analyse, examine
 from spanweld.image.language import Language
 from spanweld.image.locate import locate, sdk_functions
@@ -11,6 +12,7 @@ from spanweld.image.tasks import IdPlace, find_new_task_ids, find_wakers
 from spanweld.image.tls import TaskIdOffset, find_task_id_offset
 
 __all__ = [
+    "Entry",
     "FirstInstruction",
     "FoundBy",
     "Function",
@@ -24,6 +26,7 @@ __all__ = [
     "TaskIdOffset",
     "analyse",
     "examine",
+    "find_entry",
     "find_functions",
     "find_many",
     "find_new_task_ids",

@@ -124,7 +124,12 @@ GLOBAL int begin_request_out(struct connection *c, struct target *target, __u32 
 	c->has_sent = 1;
 	frame.kind = FRAME_CLIENT;
 	frame.span_id = random64() | 1ULL << 63;
-	cause = find_active(pid, task_key, found) ? CAUSE_FOUND : cause_by_tasks(pid, task_key, sender, found);
+	cause = CAUSE_FOUND;
+	/* Who has spans of its own sends for itself, also on a connection of which nobody saw who connected it. */
+	if (find_active(pid, task_key, found))
+		sender = SENDER_ITSELF;
+	else
+		cause = cause_by_tasks(pid, task_key, sender, found);
 	if (cause == CAUSE_FOUND) {
 		frame.trace_id_low = found->active.trace_id_low;
 		frame.trace_id_high = found->active.trace_id_high;

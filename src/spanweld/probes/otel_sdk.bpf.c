@@ -57,6 +57,36 @@ struct {
 	__type(value, struct root_start);
 } root_starts SEC(".maps");
 
+/*
+ * The same where the probes are inside the target: in the target's own map, behind its buckets, so that the
+ * probe on new_span_id, which stays a uprobe, can note there what they look for. Each entry is its
+ * thread's alone; a line of them is searched. thread: the thread pointer, 0: free.
+ */
+struct shared_start {
+	__u64 thread;
+	struct root_start start;
+};
+
+#define SHARED_LINE 8
+#define SHARED_LINES 8
+
+struct shared_starts {
+	struct shared_start entries[SHARED_LINES * SHARED_LINE];
+};
+
+_Static_assert(sizeof(struct shared_starts) <= sizeof(struct span_bucket), "they fit a value of the map");
+_Static_assert(SPANS_SHARED_STARTS *SHARED_LINES <= SPANS_BUCKETS, "the hash has bits enough");
+
+static __always_inline __u32 shared_index(__u64 thread)
+{
+	return SPANS_BUCKETS + spans_bucket_of(thread) % SPANS_SHARED_STARTS;
+}
+
+static __always_inline struct shared_start *shared_line(struct shared_starts *starts, __u64 thread)
+{
+	return &starts->entries[spans_bucket_of(thread) / SPANS_SHARED_STARTS % SHARED_LINES * SHARED_LINE];
+}
+
 struct manual_span_key {
 	__u64 span_id;
 	__u32 pid;
@@ -227,6 +257,8 @@ static __always_inline __u32 why_no_stop(const struct target *target)
 {
 	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
 
+	if (IN_TARGET)
+		return COUNT_MAX; /* it needs none */
 	if (BPF_CORE_READ(task, blocked.sig[0]) & 1UL << (SIGURG_NUMBER - 1))
 		return COUNT_ROOTS_SIGNAL_BLOCKED;
 	/* A tracer that has died leaves no one who would take the signal away again. */
@@ -248,6 +280,12 @@ static __always_inline bool ask_to_stop(struct stop_request *request, struct pt_
 		return false;
 	}
 	return true;
+}
+
+/* Whether a program writes to the target's memory itself, with bpf_probe_write_user. */
+static __always_inline bool writes_itself(const struct target *target)
+{
+	return IN_TARGET || (kernel_writes && target->write_mode == WRITE_KERNEL);
 }
 
 static __always_inline __u64 parent_for(const struct target *target, const struct active_spans *found)
@@ -328,6 +366,13 @@ int otel_new_trace_id(struct pt_regs *ctx)
 	start.sp = ctx->sp;
 	/* Only the sampler comes between here and the span; where spans are built late, much does. */
 	start.counted = sampled && !target->builds_late;
+	/* Handed out here, it never comes to a `ret`. */
+	if (IN_TARGET && sampled) {
+		start.trace_id_low = found.server.trace_id_low;
+		start.trace_id_high = found.server.trace_id_high;
+		start.trace_noted = 1;
+		start.handed = 1;
+	}
 	bpf_map_update_elem(&root_starts, &tid, &start, BPF_ANY);
 	if (start.counted)
 		count(COUNT_ROOTS_DROPPED);
@@ -336,7 +381,7 @@ int otel_new_trace_id(struct pt_regs *ctx)
 			count(COUNT_ROOTS_UNSAMPLED);
 		return 0;
 	}
-	if (target->write_mode != WRITE_STOP)
+	if (target->write_mode != WRITE_STOP && !IN_TARGET)
 		return 0;
 	if (target->builds_late) {
 		__u32 cause = has_span_id ? why_no_stop(target) : COUNT_ROOTS_UNWRITTEN;
@@ -349,9 +394,14 @@ int otel_new_trace_id(struct pt_regs *ctx)
 		}
 		if (target->adoption == ADOPTION_UNVERIFIED)
 			note_late_id(pid, start.span_id, found.server.trace_id_low, found.server.trace_id_high);
-	} else if (target->adoption != ADOPTION_VERIFIED || why_no_stop(target) != COUNT_MAX) {
+	} else if (!IN_TARGET && (target->adoption != ADOPTION_VERIFIED || why_no_stop(target) != COUNT_MAX)) {
 		/* What cannot be stopped is counted once, when its span is built. */
 		return 0;
+	}
+	if (IN_TARGET) {
+		ctx->ax = found.server.trace_id_low;
+		ctx->dx = found.server.trace_id_high;
+		return 1; /* at once, with these */
 	}
 	request.returns = 1;
 	request.return_low = found.server.trace_id_low;
@@ -389,6 +439,35 @@ int otel_new_trace_id_returns(struct pt_regs *ctx)
 	return 0;
 }
 
+/* For the probes inside the target; without room, the next root will do. */
+static __always_inline void share_span_id(__u32 pid, __u64 span_id)
+{
+	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
+	__u64 thread = BPF_CORE_READ(task, thread.fsbase);
+	void *tasks = bpf_map_lookup_elem(&spans_in_progress, &pid);
+	__u32 index = shared_index(thread);
+	struct shared_starts *starts = tasks ? bpf_map_lookup_elem(tasks, &index) : NULL;
+	struct shared_start *line, *entry = NULL;
+
+	if (!starts || !thread)
+		return;
+	line = shared_line(starts, thread);
+	for (int i = 0; i < SHARED_LINE && !entry; i++)
+		if (*(volatile __u64 *)&line[i].thread == thread)
+			entry = &line[i];
+	for (int i = 0; i < SHARED_LINE && !entry; i++)
+		if (!__sync_val_compare_and_swap(&line[i].thread, 0, thread))
+			entry = &line[i];
+	if (!entry)
+		return;
+	entry->start.span_id = span_id;
+	entry->start.span_noted = 1;
+	entry->start.began = 0;
+	entry->start.trace_noted = 0;
+	entry->start.counted = 0;
+	entry->start.handed = 0;
+}
+
 /* On each `ret` of new_span_id, which comes before new_trace_id, also where spans are built late. */
 SEC("uprobe")
 int otel_new_span_id_returns(struct pt_regs *ctx)
@@ -399,6 +478,10 @@ int otel_new_span_id_returns(struct pt_regs *ctx)
 
 	if (!notes_ids(target) || !is_called_by_sdk(ctx))
 		return 0;
+	if (target->write_mode == WRITE_INLINE) {
+		share_span_id(pid, ctx->ax);
+		return 0;
+	}
 	start.span_id = ctx->ax;
 	start.span_noted = 1;
 	bpf_map_update_elem(&root_starts, &tid, &start, BPF_ANY);
@@ -504,7 +587,7 @@ static __always_inline __u32 write_trace_id(const struct target *target, struct 
 {
 	__u64 address = context_address + target->layout.context_trace_id;
 
-	if (kernel_writes && target->write_mode == WRITE_KERNEL) {
+	if (writes_itself(target)) {
 		__u64 trace_id[2] = {server->trace_id_low, server->trace_id_high};
 
 		return bpf_probe_write_user((void *)address, trace_id, sizeof(trace_id)) ? COUNT_ROOTS_UNWRITTEN
@@ -572,14 +655,14 @@ static __always_inline int adopt_or_follow(struct target *target, __u32 pid, str
 
 	noted = bpf_map_lookup_elem(&root_starts, &tid);
 	if (noted) {
+		/* With another trace id than it got, this is not the root that began: the sampler dropped that. */
+		if (noted->handed && (noted->trace_id_low != built->context.trace_id_low ||
+				      noted->trace_id_high != built->context.trace_id_high))
+			noted->began = noted->counted = 0;
 		start = *noted;
 		bpf_map_delete_elem(&root_starts, &tid);
 	}
-	/* One with another trace id than the root got that began is not that: the service's sampler dropped it. */
-	if (start.handed && (start.trace_id_low != built->context.trace_id_low ||
-			     start.trace_id_high != built->context.trace_id_high))
-		start.began = start.counted = 0;
-	/* Nor is a span with a parent. */
+	/* A span with a parent is not the root that began. */
 	if (start.counted && !built->parent_span_id)
 		uncount(COUNT_ROOTS_DROPPED);
 	if (target->adoption == ADOPTION_UNVERIFIED) {
@@ -1000,7 +1083,7 @@ static __always_inline bool write_parent(const struct target *target, struct pt_
 	__u64 flag = span + target->layout.span_parent_is_remote;
 
 	remote = remote && target->layout.span_parent_is_remote != LAYOUT_ABSENT;
-	if (kernel_writes && target->write_mode == WRITE_KERNEL) {
+	if (writes_itself(target)) {
 		__u8 local = 0;
 
 		if (bpf_probe_write_user((void *)address, &parent, sizeof(parent)))
@@ -1056,7 +1139,7 @@ static __always_inline bool read_span(struct manual_span_event *event, const str
 						       : MANUAL_STATUS_ERROR;
 	if (length > SPAN_NAME_MAX)
 		length = SPAN_NAME_MAX;
-	if (length && bpf_probe_read_user(event->name, length, (void *)name)) {
+	if (length && read_far(event->name, length, (void *)name)) {
 		/* It is only shown. */
 		count(COUNT_READ_FAULT);
 		length = 0;

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from spanweld.errors import HostError
 from spanweld.model import Pid
-from spanweld.settings import WriteMode
+from spanweld.settings import ProbesMode, WriteMode
 
 
 class Writer(Protocol):
@@ -43,18 +43,35 @@ class Choice:
     refused: dict[WriteMode, str] = field(default_factory=dict)
 
 
-def choose(wanted: WriteMode, kernel_can_write: str, tracer_is_there: str) -> Choice:
-    """The mode for what the user wants. The two texts say why a mode cannot be had, or are empty.
+def choose(
+    wanted: WriteMode,
+    probes: ProbesMode,
+    *,
+    kernel_refused: str = "",
+    inline_refused: str = "",
+    stop_refused: str = "",
+) -> Choice:
+    """The mode for what the user wants. The texts say why a mode cannot be had, or are empty.
 
-    ``auto`` takes the first of kernel, inline, stop that works, and ``off`` if none does; any other
-    mode is meant: HostError if it cannot be had.
+    ``auto`` takes the first of kernel and stop that works, and ``off`` if none does; not inline, whose
+    probes do not see what a request hands on to tasks. Any other mode is meant: HostError if it cannot be
+    had. Probes inside the target write there themselves, and no others do: ``inline`` of the one is
+    ``inline`` of the other.
     """
+    if probes is ProbesMode.UPROBE:
+        inline_refused = inline_refused or "--probes uprobe puts no code into the service"
+    elif probes is ProbesMode.INLINE:
+        if wanted not in (WriteMode.AUTO, WriteMode.INLINE):
+            raise HostError(
+                f"--probes inline cannot be had with --write {wanted.value}", "leave one of them out"
+            )
+        wanted = WriteMode.INLINE
     refused = {
         mode: reason
         for mode, reason in (
-            (WriteMode.KERNEL, kernel_can_write),
-            (WriteMode.INLINE, "the inline writer is not built yet"),
-            (WriteMode.STOP, tracer_is_there),
+            (WriteMode.KERNEL, kernel_refused),
+            (WriteMode.INLINE, inline_refused),
+            (WriteMode.STOP, stop_refused),
         )
         if reason
     }
@@ -64,5 +81,13 @@ def choose(wanted: WriteMode, kernel_can_write: str, tracer_is_there: str) -> Ch
                 f"--write {wanted.value} cannot be had: {refused[wanted]}", "use --write auto, or off"
             )
         return Choice(wanted, refused)
-    order = (WriteMode.KERNEL, WriteMode.INLINE, WriteMode.STOP, WriteMode.OFF)
-    return Choice(next(mode for mode in order if mode not in refused), refused)
+    return Choice(next(mode for mode in _ORDER if mode not in (*refused, WriteMode.INLINE)), refused)
+
+
+_ORDER = (WriteMode.KERNEL, WriteMode.INLINE, WriteMode.STOP, WriteMode.OFF)
+
+
+def choose_instead(refused_mode: WriteMode, choice: Choice) -> WriteMode:
+    """The mode of one target for which the chosen one cannot be had."""
+    behind = _ORDER[_ORDER.index(refused_mode) + 1 :]
+    return next(mode for mode in behind if mode not in choice.refused)

@@ -7,8 +7,16 @@
 #include <bpf/bpf_core_read.h>
 #include <bpf/bpf_tracing.h>
 
+/* The same source is compiled for inside the target: writers/inline/target/bpf/bpf_helpers.h. */
+#ifndef IN_TARGET
+#define IN_TARGET 0
+/* Reads what the address of was read itself. */
+#define read_far(to, size, from) bpf_probe_read_user(to, size, from)
+#endif
+
 #include "counters.h"
 #include "event.h"
+#include "inline_area.h"
 #include "spans_in_progress.h"
 #include "target.h"
 
@@ -45,6 +53,14 @@ FOR_THE_AGENT(enum adoption, adoption);
 FOR_THE_AGENT(enum adopt_mode, adopt_mode);
 FOR_THE_AGENT(enum write_mode, write_mode);
 FOR_THE_AGENT(enum span_frame_kind, span_frame_kind);
+FOR_THE_AGENT(enum inline_place, inline_place);
+FOR_THE_AGENT(enum inline_size, inline_size);
+FOR_THE_AGENT(enum inline_operation, inline_operation);
+FOR_THE_AGENT(struct inline_head, inline_head);
+FOR_THE_AGENT(struct inline_patch, inline_patch);
+FOR_THE_AGENT(struct inline_ring, inline_ring);
+FOR_THE_AGENT(struct inline_record, inline_record);
+FOR_THE_AGENT(struct inline_order, inline_order);
 
 /* key: process id. Written by the agent (adoption: by otel_sdk); deleted by the agent. */
 struct {
@@ -56,11 +72,14 @@ struct {
 
 /*
  * key: process id; value: that target's own map, pinned, made and deleted by the agent.
- * Inner maps: key: bucket number (spans_bucket_of); written by http_server and otel_sdk.
+ * Inner maps: key: bucket number (spans_bucket_of); written by http_server and otel_sdk. Behind the buckets
+ * otel_sdk keeps roots that start, for its probes inside the target.
  */
+#define SPANS_SHARED_STARTS 32
+
 struct spans_in_progress_map {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, SPANS_BUCKETS);
+	__uint(max_entries, SPANS_BUCKETS + SPANS_SHARED_STARTS);
 	__uint(map_flags, BPF_F_MMAPABLE);
 	__type(key, __u32);
 	__type(value, struct span_bucket);

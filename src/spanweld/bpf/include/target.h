@@ -11,6 +11,7 @@ enum write_mode {
 	WRITE_OFF = 0,
 	WRITE_KERNEL = 1,
 	WRITE_STOP = 2,
+	WRITE_INLINE = 3, /* the SDK's probes run inside the target */
 };
 
 /*
@@ -66,7 +67,7 @@ struct sdk_layout {
 #define TOKIO_TAG_SOME 1
 
 #define LAYOUT_ABSENT 0xffff
-#define LAYOUT_BY_ADDRESS 0xffffffff
+#define LAYOUT_BY_ADDRESS 0 /* no `None`: nobody says that by a moment that there is */
 
 /*
  * targets: value. `adoption`, the arguments, `parent_proven`, and the counts from `ends_seen` to `wants_wakes` are

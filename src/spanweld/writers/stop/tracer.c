@@ -46,6 +46,7 @@
 #include <unistd.h>
 
 #include "../../bpf/include/stop_request.h"
+#include "../seized.h"
 
 enum exit_code {
 	EXIT_OK = 0,
@@ -54,9 +55,6 @@ enum exit_code {
 	EXIT_NOT_SEIZED = 4,
 };
 
-/* Kernel-internal result of a system call: "restart it, unless a handler runs". */
-#define ERESTARTNOHAND 514
-#define USER_CS_64 0x33
 #define INSTRUCTION_MAX 15
 /* What one instruction may take from the stack: `sub rsp, N` of a function's frame. */
 #define FRAME_MAX (1UL << 20)
@@ -228,48 +226,12 @@ static bool requests_wait(void)
 	return !bpf(BPF_MAP_GET_NEXT_KEY, &attr);
 }
 
-/* The text behind "NAME:" in the thread's status; false if it is gone or has no such line. */
-static bool read_status(pid_t tid, const char *name, char *value, size_t size)
-{
-	char path[64], line[512];
-	bool found = false;
-	size_t length = strlen(name);
-	FILE *file;
-
-	snprintf(path, sizeof(path), "/proc/%d/task/%d/status", target, tid);
-	file = fopen(path, "re");
-	if (!file)
-		return false;
-	while (!found && fgets(line, sizeof(line), file)) {
-		if (strncmp(line, name, length) || line[length] != ':')
-			continue;
-		snprintf(value, size, "%s", line + length + 1);
-		found = true;
-	}
-	fclose(file);
-	return found;
-}
-
-static pid_t tracer_of(pid_t tid)
-{
-	char value[64];
-
-	return read_status(tid, "TracerPid", value, sizeof(value)) ? atoi(value) : 0;
-}
-
-static bool is_zombie(pid_t tid)
-{
-	char value[64];
-
-	return !read_status(tid, "State", value, sizeof(value)) || strpbrk(value, "ZX");
-}
-
 /* A shadow stack still holds the return address that a made-up return takes off the stack. */
 static bool has_shadow_stack(pid_t tid)
 {
 	char value[256];
 
-	return read_status(tid, "x86_Thread_features", value, sizeof(value)) && strstr(value, "shstk");
+	return read_status(target, tid, "x86_Thread_features", value, sizeof(value)) && strstr(value, "shstk");
 }
 
 static bool is_thread_of_target(pid_t tid)
@@ -278,20 +240,6 @@ static bool is_thread_of_target(pid_t tid)
 
 	snprintf(path, sizeof(path), "/proc/%d/task/%d", target, tid);
 	return !access(path, F_OK);
-}
-
-static bool get_registers(pid_t tid, struct user_regs_struct *regs)
-{
-	struct iovec vec = {regs, sizeof(*regs)};
-
-	return !ptrace(PTRACE_GETREGSET, tid, NT_PRSTATUS, &vec) && vec.iov_len == sizeof(*regs);
-}
-
-static bool set_registers(pid_t tid, struct user_regs_struct *regs)
-{
-	struct iovec vec = {regs, sizeof(*regs)};
-
-	return !ptrace(PTRACE_SETREGSET, tid, NT_PRSTATUS, &vec);
 }
 
 static bool read_target(pid_t tid, uint64_t address, void *to, size_t size)
@@ -448,47 +396,6 @@ static bool stops_the_process(int signal)
 }
 
 /*
- * Whether the system call, interrupted before it did anything, is the same when it is run once
- * more. Those that wait for a limited time are not, since that time would begin anew: event loops
- * compute it for their next timer, which would then be late, and they expect EINTR. The time
- * limit of a socket (SO_RCVTIMEO) is of another kind: there a caller's answer to EINTR is to
- * repeat the call, which is what is done here.
- */
-static bool is_repeatable(const struct user_regs_struct *regs)
-{
-	switch (regs->orig_rax) {
-	case SYS_epoll_wait:
-	case SYS_epoll_pwait:
-		return (int)regs->r10 < 0;
-	case SYS_epoll_pwait2:
-	case SYS_semtimedop:
-		return !regs->r10;
-	case SYS_rt_sigtimedwait:
-		return !regs->rdx;
-	case SYS_io_getevents:
-	case SYS_io_pgetevents:
-		return !regs->r8;
-	case SYS_io_uring_enter:
-		return !(regs->r10 & (1 << 3)); /* IORING_ENTER_EXT_ARG: may hold a time */
-	case SYS_semop:
-	case SYS_read:
-	case SYS_readv:
-	case SYS_recvfrom:
-	case SYS_recvmsg:
-	case SYS_write:
-	case SYS_writev:
-	case SYS_sendto:
-	case SYS_sendmsg:
-	case SYS_accept:
-	case SYS_accept4:
-	case SYS_connect:
-		return true;
-	default:
-		return false;
-	}
-}
-
-/*
  * A thread that nobody traces sleeps on when a signal comes that it ignores; a traced one is woken
  * to stop here. Most system calls are then restarted by the kernel, but some (epoll_wait first of
  * all) have already given up with EINTR. That result is turned into the one by which the kernel
@@ -497,8 +404,7 @@ static bool is_repeatable(const struct user_regs_struct *regs)
  */
 static void mend_interrupted(struct thread *thread, struct user_regs_struct *regs)
 {
-	if ((long long)regs->rax != -EINTR || (long long)regs->orig_rax < 0 || regs->cs != USER_CS_64 ||
-	    !is_repeatable(regs))
+	if (!is_interrupted(regs))
 		return;
 	regs->rax = -ERESTARTNOHAND;
 	if (set_registers(thread->tid, regs))
@@ -694,8 +600,8 @@ static bool seize(pid_t tid)
 	}
 	error = errno;
 	/* Its creator was seized in between, so it is ours already; its first stop adds it. */
-	tracer = tracer_of(tid);
-	if (tracer == getpid() || error == ESRCH || is_zombie(tid))
+	tracer = tracer_of(target, tid);
+	if (tracer == getpid() || error == ESRCH || is_zombie(target, tid))
 		return false;
 	if (tracer)
 		yield_to(tracer);
@@ -724,7 +630,7 @@ static int for_each_thread(bool (*visit)(pid_t tid))
 
 static bool yield_if_traced(pid_t tid)
 {
-	pid_t tracer = tracer_of(tid);
+	pid_t tracer = tracer_of(target, tid);
 
 	if (tracer)
 		yield_to(tracer);

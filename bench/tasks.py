@@ -1,0 +1,134 @@
+"""What following tasks costs a service at saturation: the probes on what spawns, and on what wakes.
+
+    python -m bench.tasks [--rounds N] [--seconds S]
+
+Copies of one service run at once, and wrk loads one after the other, as in bench.throughput: two bare
+ones (their ratio is the spread of the machine), one whose requests are traced but not its tasks, one with
+the probes on spawns as well, and one with those on wakes too, which is what the agent does. `users` calls
+`store` for each request, over connections that are kept; nothing is written into it, and no headers are
+injected. `store` calls nobody: nothing reads its wakes, and the agent attaches no probes to them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from unittest.mock import patch
+
+from spanweld.agent import Agent, Target
+from spanweld.bpf.libbpf import Link
+from spanweld.commands import main as spanweld
+from spanweld.probes import tokio_tasks
+from spanweld.probes.declaration import Instrumentation
+from tests.support.agent import AgentProcess
+from tests.support.services import Service, binary
+
+CONNECTIONS = 32
+OPTIONS = ("--write", "off", "--inject", "off")
+GROUPS = (tokio_tasks.INSTRUMENTATION, tokio_tasks.WAKES)
+POST = 'wrk.method = "POST"\n'
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """One copy of a service; ``groups`` of probes on tasks, None for a bare one."""
+
+    name: str
+    groups: int | None
+
+
+COPIES = (
+    Copy("bare", None),
+    Copy("bare again", None),
+    Copy("spans only", 0),
+    Copy("and spawns", 1),
+    Copy("and wakes", 2),
+)
+
+
+def attach_some(groups: int, arguments: Sequence[str]) -> None:
+    """The agent, but with so many groups of probes on tasks."""
+    follow = Agent._follow  # there is no option for this, as nobody would want less
+
+    def follow_some(agent: Agent, target: Target, group: Instrumentation) -> list[Link]:
+        return follow(agent, target, group) if group in GROUPS[:groups] else []
+
+    with patch.object(Agent, "_follow", follow_some), patch.object(sys, "argv", ["spanweld", *arguments]):
+        spanweld()
+
+
+def requests_per_second(url: str, seconds: int, script: Path) -> float:
+    """One run of wrk; raises if a request failed."""
+    command = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds}", "-s", str(script), url]
+    result = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    if "Non-2xx" in result or "Socket errors" in result:
+        raise SystemExit(f"{url}: requests failed\n{result}")
+    match = re.search(r"Requests/sec:\s+([\d.]+)", result)
+    assert match is not None
+    return float(match[1])
+
+
+def measure(name: str, path: str, arguments: Sequence[str], rounds: int, seconds: int) -> None:
+    """Runs one case and prints its lines."""
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        script = folder / "post.lua"
+        script.write_text(POST)
+        # No collector listens: the service's exporter must not be part of what is measured.
+        environ = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9", "OTEL_BSP_SCHEDULE_DELAY": "600000"}
+        urls: dict[Copy, str] = {}
+        for copy in COPIES:
+            running = stack.enter_context(Service(binary(name, "release"), arguments, environ))
+            urls[copy] = running.url + path
+            if copy.groups is not None:
+                spans = folder / copy.name.replace(" ", "-")
+                attach = ["attach", *OPTIONS, "--export", f"json:{spans}", "--pid", str(running.pid)]
+                command = (sys.executable, "-m", "bench.tasks", "--groups", str(copy.groups), "--")
+                stack.enter_context(AgentProcess(attach, command=command))
+        for url in urls.values():
+            requests_per_second(url, 1, script)
+        rates: dict[Copy, list[float]] = {copy: [] for copy in COPIES}
+        for number in range(rounds):
+            print(f"\r{name}: round {number + 1} of {rounds}", end="", file=sys.stderr, flush=True)
+            # Every other round backwards, so that what drifts hits all alike.
+            for copy in COPIES if number % 2 else reversed(COPIES):
+                rates[copy].append(requests_per_second(urls[copy], seconds, script))
+        print("\r\033[K", end="", file=sys.stderr)
+    bare = rates[COPIES[0]]
+    print(f"{name}{path}")
+    for copy in COPIES:
+        ratios = [rate / base for rate, base in zip(rates[copy], bare, strict=True)]
+        print(
+            f"  {copy.name:<12} {statistics.median(rates[copy]):9.0f} req/s   "
+            f"ratio {statistics.median(ratios):.3f}   (from {min(ratios):.3f} to {max(ratios):.3f})"
+        )
+
+
+def main() -> None:
+    """Measures both cases."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=10, help="rounds of each case (default: %(default)s)")
+    parser.add_argument("--seconds", type=int, default=3, help="length of a run (default: %(default)s)")
+    parser.add_argument("--groups", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("agent", nargs="*", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.groups is not None:
+        attach_some(options.groups, options.agent)
+        return
+    with Service(binary("store", "release"), ["--delay-ms", "0"]) as store:
+        measure("users", "/api/users/1", ["--store", store.url], options.rounds, options.seconds)
+    measure("store", "/store", ["--delay-ms", "0"], options.rounds, options.seconds)
+
+
+if __name__ == "__main__":
+    main()

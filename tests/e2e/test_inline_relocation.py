@@ -1,0 +1,107 @@
+"""Functions of real images: each can be patched or is refused; what is displaced stays the same."""
+
+from __future__ import annotations
+
+import random
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+from elftools.elf.elffile import ELFFile
+from elftools.elf.sections import SymbolTableSection
+
+from spanweld.image import Entry, Image, find_entry
+from spanweld.image.entry import JUMP_SIZE, jump, relocate
+from spanweld.image.symbols import Function
+from spanweld.model import VirtAddr
+from spanweld.plan import make_plan
+from spanweld.writers.inline.writer import serves
+from tests.support.services import binary
+
+FUNCTIONS = 1500
+BIAS = 0x5555_5555_0000
+MOVED = BIAS - (64 << 20)
+_LINE = re.compile(r"^\s*([0-9a-f]+):\t(.*)$", re.MULTILINE)
+
+
+def functions_of(image: Image) -> list[Function]:
+    with image.path.open("rb") as file:
+        table = ELFFile(file).get_section_by_name(".symtab")
+        assert isinstance(table, SymbolTableSection)
+        found = {
+            symbol["st_value"]: (symbol.name, symbol["st_size"])
+            for symbol in table.iter_symbols()
+            if symbol["st_info"]["type"] == "STT_FUNC" and symbol["st_size"]
+        }
+    result = []
+    for address, (name, size) in found.items():
+        offset = image.file_offset(address)
+        if offset is not None:
+            result.append(Function(name, VirtAddr(address), size, offset))
+    return result
+
+
+def disassemble(code: bytes, address: int, folder: Path) -> list[str]:
+    """By binutils, which had no part in the relocation; addresses as such, without the forms of a branch."""
+    (folder / "code").write_bytes(code)
+    command = ["objdump", "-D", "-b", "binary", "-m", "i386:x86-64", "--no-show-raw-insn", "-M", "intel"]
+    output = subprocess.run(
+        [*command, f"--adjust-vma={address:#x}", str(folder / "code")],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    lines = []
+    for _, text in _LINE.findall(output):
+        # `[rip+0x10]        # 0x1234` means the latter.
+        meant = re.sub(r"\[rip[+-]0x[0-9a-f]+\](.*?)\s*# (0x[0-9a-f]+)", r"[\2]\1", text)
+        lines.append(" ".join(meant.split()))
+    return lines
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "profile"), [("lab", "release"), ("users", "release"), ("lab", "debug")])
+def test_displaced_instructions_are_the_same_elsewhere(name: str, profile: str, tmp_path: Path) -> None:
+    with Image.open(binary(name, profile)) as image:
+        functions = random.Random(1).sample(functions_of(image), FUNCTIONS)
+        moved = 0
+        for function in functions:
+            entry = find_entry(image, function)
+            if isinstance(entry, str):
+                assert function.name in entry
+                continue
+            code = relocate(entry, BIAS, MOVED)
+            back = disassemble_jump(code[-JUMP_SIZE:], MOVED + len(code) - JUMP_SIZE)
+            assert back == BIAS + entry.address + len(entry.code)
+            moved += 1
+            if moved % 10 == 0:
+                before_text = disassemble(entry.code, BIAS + entry.address, tmp_path)
+                after_text = disassemble(code[:-JUMP_SIZE], MOVED, tmp_path)
+                assert before_text == after_text, function.name
+    assert moved > FUNCTIONS // 2
+
+
+def disassemble_jump(code: bytes, at: int) -> int:
+    assert code[0] == 0xE9
+    return at + JUMP_SIZE + int.from_bytes(code[1:], "little", signed=True)
+
+
+@pytest.mark.parametrize(("name", "profile"), [("lab", "release"), ("users", "release"), ("lab", "debug")])
+def test_every_probed_function_can_be_patched(name: str, profile: str) -> None:
+    path = binary(name, profile)
+    with Image.open(path) as image:
+        points = [point for point in make_plan(path).points if serves(point.probe.program)]
+        assert {point.probe.program for point in points} == {
+            "otel_new_trace_id",
+            "otel_build_recording_span",
+            "otel_ensure_ended_and_exported",
+        }
+        for point in points:
+            assert isinstance(find_entry(image, point.function), Entry)
+
+
+def test_a_jump_that_does_not_reach_is_an_error() -> None:
+    assert jump(0x1000, 0x2000) == b"\xe9\xfb\x0f\x00\x00"
+    with pytest.raises(ValueError, match="too far"):
+        jump(0x1000, 0x1000 + (1 << 32))
