@@ -843,14 +843,15 @@ void host_probe(enum host_probe probe, const struct host_registers *registers)
 void host_spawns(__u64 id)
 {
 	struct pt_regs context;
+	__u64 cookie = host.cookie;
 
 	__builtin_memset(&context, 0xa5, sizeof(context));
 	context.r12 = id;
-	host.cookie = ID_IN_R12;
+	host.cookie = ID_IN_R12; /* of this attach point alone */
 	host_enter();
 	tokio_task_spawned(&context);
 	host_leave();
-	host.cookie = 0;
+	host.cookie = cookie;
 }
 
 void host_wakes(const void *header)
