@@ -171,7 +171,8 @@ GLOBAL int forget_request_out(struct connection *c)
 }
 
 /* A request line went out. */
-GLOBAL int request_line_out(struct connection *c, struct target *target, struct server_span_event *request)
+static __always_inline int request_line_out(struct connection *c, struct target *target,
+					    struct server_span_event *request)
 {
 	if (!c || !target || !request)
 		return 0;

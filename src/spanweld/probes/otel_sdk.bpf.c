@@ -965,7 +965,8 @@ int otel_build_with_context_returns(struct pt_regs *ctx)
 {
 	__u32 pid, tid = bpf_get_current_pid_tgid();
 	struct build_key key = {};
-	struct build build, *begun;
+	struct build *begun;
+	__u64 address;
 	struct target *target = current_target(&pid);
 
 	if (!may_adopt(target))
@@ -975,16 +976,17 @@ int otel_build_with_context_returns(struct pt_regs *ctx)
 	begun = bpf_map_lookup_elem(&builds, &key);
 	if (!begun)
 		return 0; /* it was entered before the probe was there */
-	build = *begun;
-	bpf_map_delete_elem(&builds, &key);
+	address = begun->address;
 	if (target->adoption == ADOPTION_LEARNING)
-		send_sample(target, pid, tid, build.address);
+		send_sample(target, pid, tid, address);
 	else
-		built_with_context(target, pid, ctx, build.address);
-	if (build.around.began && !target->builds_late)
-		bpf_map_update_elem(&root_starts, &tid, &build.around, BPF_ANY);
+		built_with_context(target, pid, ctx, address);
+	begun = bpf_map_lookup_elem(&builds, &key);
+	if (begun && begun->around.began && !target->builds_late)
+		bpf_map_update_elem(&root_starts, &tid, &begun->around, BPF_ANY);
 	else
 		bpf_map_delete_elem(&root_starts, &tid);
+	bpf_map_delete_elem(&builds, &key);
 	return 0;
 }
 
@@ -1308,6 +1310,38 @@ static __always_inline void know_exported(const struct target *target, __u32 pid
 	bpf_map_update_elem(&manual_spans, span_key, &span, BPF_ANY);
 }
 
+/* With nothing written, what on_end is handed is a root that began in a request: the server span links to it. */
+static __always_inline void say_exported_root(const struct target *target, __u32 pid,
+					      const struct span_context *context)
+{
+	struct active_spans found = {};
+
+	if (find_late_root(pid, context->span_id) && find_context(pid, current_task_key(target), &found))
+		say_root(pid, &found.server, context);
+}
+
+/* The span that on_end is handed ends, `known` by its ids; once for all processors. */
+static __always_inline void end_exported(struct target *target, __u32 pid, struct pt_regs *ctx, __u64 address,
+					 const struct built_span *built, struct manual_span *known)
+{
+	struct manual_span_event event = {};
+
+	if (!read_span(&event, &target->layout, address)) {
+		count(COUNT_READ_FAULT);
+		return;
+	}
+	count(COUNT_MANUAL_SPANS);
+	if (known->adopted) {
+		event.relation = finish_adoption(target, pid, ctx, address, &built->context, known, &event);
+		if (event.relation == MANUAL_ADOPTED)
+			event.parent_span_id = known->parent;
+		else
+			known->adopted = 0;
+	}
+	if (target->wants_manual_spans)
+		say_ended(&event, pid, &built->context);
+}
+
 /*
  * SpanProcessor::on_end(&self, SpanData), of each processor. rsi = the data, which is this processor's own.
  * For images in which the functions that build and end a span are no functions of their own: what is
@@ -1316,7 +1350,6 @@ static __always_inline void know_exported(const struct target *target, __u32 pid
 SEC("uprobe")
 int otel_on_end(struct pt_regs *ctx)
 {
-	struct manual_span_event event = {};
 	struct manual_span_key span_key = {};
 	struct built_span built = {};
 	struct manual_span *known;
@@ -1336,10 +1369,6 @@ int otel_on_end(struct pt_regs *ctx)
 		verify_late(target, pid, &built);
 	if (target->adoption != ADOPTION_VERIFIED)
 		return 0;
-	if (!read_span(&event, &target->layout, address)) {
-		count(COUNT_READ_FAULT);
-		return 0;
-	}
 	prove_parent(target, pid, built.parent_span_id, built.context.span_id);
 	span_key.span_id = built.context.span_id;
 	span_key.pid = pid;
@@ -1357,23 +1386,9 @@ int otel_on_end(struct pt_regs *ctx)
 		return 0;
 	}
 	known->ended = 1;
-	count(COUNT_MANUAL_SPANS);
-	if (known->adopted) {
-		event.relation = finish_adoption(target, pid, ctx, address, &built.context, known, &event);
-		if (event.relation == MANUAL_ADOPTED)
-			event.parent_span_id = known->parent;
-		else
-			known->adopted = 0;
-	}
-	if (!built.parent_span_id && target->write_mode == WRITE_OFF) {
-		struct active_spans found = {};
-
-		if (find_late_root(pid, built.context.span_id) &&
-		    find_context(pid, current_task_key(target), &found))
-			say_root(pid, &found.server, &built.context);
-	}
-	if (target->wants_manual_spans)
-		say_ended(&event, pid, &built.context);
+	if (!built.parent_span_id && target->write_mode == WRITE_OFF)
+		say_exported_root(target, pid, &built.context);
+	end_exported(target, pid, ctx, address, &built, known);
 	return 0;
 }
 

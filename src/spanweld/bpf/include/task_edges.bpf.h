@@ -275,39 +275,38 @@ GLOBAL int find_context(__u32 pid, __u64 task_key, struct active_spans *found)
 }
 
 /* The running task, which has the request from its spawner, pushes: its slot goes with that request. */
-GLOBAL int push_spawned(__u32 pid, __u64 task_key, struct span_frame *frame, __u64 server_span_id)
+GLOBAL int list_slot(__u32 pid, __u64 task_key, __u64 server_span_id)
 {
 	struct open_request *request = find_open_request(pid, server_span_id);
 	struct task_edge *edge = find_edge(pid, task_key);
 	struct request_slot_key key = {};
 
-	if (!request || !edge || !frame)
+	if (!request || !edge)
 		return 0;
-	if (!edge->has_slot) {
-		key.server_span_id = server_span_id;
-		key.pid = pid;
-		key.number = __sync_fetch_and_add(&request->slots, 1);
-		if (key.number >= REQUEST_SLOTS_MAX ||
-		    bpf_map_update_elem(&request_slots, &key, &task_key, BPF_ANY)) {
-			count(COUNT_TASKS_FULL);
-			return 0;
-		}
-		edge->has_slot = 1;
+	if (edge->has_slot)
+		return 1;
+	key.server_span_id = server_span_id;
+	key.pid = pid;
+	key.number = __sync_fetch_and_add(&request->slots, 1);
+	if (key.number >= REQUEST_SLOTS_MAX || bpf_map_update_elem(&request_slots, &key, &task_key, BPF_ANY)) {
+		count(COUNT_TASKS_FULL);
+		return 0;
 	}
-	push_span(pid, task_key, frame);
-	if (!find_open_request(pid, server_span_id))
-		end_unframed(pid, task_key);
-	return 0;
+	edge->has_slot = 1;
+	return 1;
 }
 
-/* Pushes upon what was found by find_context(). */
+/* Pushes upon what was found by find_context(). The stack of its callers is nearly full: no deeper calls. */
 static __always_inline void push_upon(__u32 pid, __u64 task_key, struct span_frame *frame,
 				      const struct active_spans *found)
 {
-	if (found->servers)
-		push_span(pid, task_key, frame);
-	else
-		push_spawned(pid, task_key, frame, found->server.span_id);
+	__u64 spawner = found->servers ? 0 : found->server.span_id;
+
+	if (spawner && !list_slot(pid, task_key, spawner))
+		return;
+	push_span(pid, task_key, frame);
+	if (spawner && !find_open_request(pid, spawner))
+		end_unframed(pid, task_key);
 }
 
 static __always_inline void forget_edge(__u32 pid, __u64 task_key)
