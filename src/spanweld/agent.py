@@ -92,7 +92,7 @@ _COUNTER_TEXTS = {
     events.Counter.RESPONSE_WITHOUT_REQUEST: "connections had a response without a request",
     events.Counter.TLS: "connections spoke TLS",
     events.Counter.HTTP2: "connections spoke HTTP/2",
-    events.Counter.REQUESTS_BARE: "requests out got no headers: on an older connection, or not as a whole",
+    events.Counter.REQUESTS_BARE: "requests out got no headers: on an older or a blocking connection, or not as a whole",
     events.Counter.INJECT_REFUSED: "connections out could not be given headers: the kernel refused them",
     events.Counter.CARRIED_FULL: "requests' tracestate and baggage were left behind: there were too many",
     events.Counter.ROOTS_UNSAMPLED: "manual roots were left alone: their request is not sampled",

@@ -289,6 +289,8 @@ void host_open(int fd, const struct host_socket *socket)
 	}
 	file->file.private_data = &file->alloc.socket;
 	file->alloc.socket.sk = file->sock;
+	file->alloc.socket.file = &file->file;
+	file->file.f_flags = O_NONBLOCK;
 	file->sock->sk_type = socket->type;
 	file->sock->sk_socket = &file->alloc.socket;
 	file->sock->sk_sndbuf = 87040;

@@ -15,6 +15,7 @@
 
 #define IPPROTO_TCP 6
 #define TCP_NODELAY 1
+#define O_NONBLOCK 04000
 
 #define HEAD_STEPS 1024 /* lines, and pieces of LINE_STEP bytes, of one head */
 #define HEAD_PULLED 16384 /* bytes of a message that are made contiguous to find the end of a head */
@@ -90,6 +91,16 @@ struct {
 	__type(value, struct inject_state);
 } inject_states SEC(".maps");
 
+/*
+ * A socket with an sk_msg program has another recvmsg (tcp_bpf_recvmsg), which waits once and returns EAGAIN for
+ * whatever else wakes it: a signal, a reset. To a socket that does not block that is no news; a service that
+ * reads from one that does is not prepared for it.
+ */
+static __always_inline bool blocks(struct sock *sock)
+{
+	return !(BPF_CORE_READ(sock, sk_socket, file, f_flags) & O_NONBLOCK);
+}
+
 static __always_inline int connecting(struct bpf_sock_ops *ops)
 {
 	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
@@ -113,7 +124,7 @@ static __always_inline int connecting(struct bpf_sock_ops *ops)
 		return 1;
 	sock = (struct sock *)tcp;
 	file = (struct socket_alloc *)BPF_CORE_READ(sock, sk_socket);
-	if (!file) /* the kernel's own */
+	if (!file || blocks(sock)) /* without a file: the kernel's own */
 		return 1;
 	state = bpf_sk_storage_get(&inject_states, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!state)
@@ -558,7 +569,8 @@ int inject_message(struct sk_msg_md *msg)
 	c = bpf_map_lookup_elem(&connections, &key);
 	if (!c)
 		return SK_PASS;
-	if (c->in.state == OPAQUE) {
+	/* One may have been connected with a time limit, as the standard library does, and block from then on. */
+	if (c->in.state == OPAQUE || blocks((struct sock *)key.socket)) {
 		let_socket_go(state);
 		return SK_PASS;
 	}
