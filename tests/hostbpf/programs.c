@@ -880,7 +880,7 @@ int host_cause_by_tasks(__u32 pid, __u64 task_key, __u32 sender, struct active_s
 void host_reset_wakes(__u32 pid, __u64 driver)
 {
 	host_enter();
-	reset_wakes(pid, driver);
+	reset_wakes(pid, driver, false);
 	host_leave();
 }
 

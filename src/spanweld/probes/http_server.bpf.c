@@ -659,12 +659,14 @@ static __always_inline void response_done(struct scan *s)
 	struct connection *c = s->connection;
 	struct server_span_event *queued;
 	struct queue_key key = {};
+	bool had_body;
 
+	had_body = c->out.state != HEADERS;
 	finish(c, c->out.status, END_RESPONSE);
 	next_message(&c->out);
 	/* Only now can the connection be handed a request. What woke its driver until here were reads of the body. */
 	if (c->role == ROLE_CLIENT && !c->is_shared)
-		reset_wakes(c->pid, c->user);
+		reset_wakes(c->pid, c->user, had_body);
 	if (c->queue_head == c->queue_tail)
 		return;
 	key.connection = *s->key;

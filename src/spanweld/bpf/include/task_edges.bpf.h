@@ -431,7 +431,7 @@ GLOBAL int note_wake(__u32 pid, __u64 woken, struct active_spans *waker)
 }
 
 /* A response was read to its end on the connection that a task drives: only wakes from now on count. */
-GLOBAL int reset_wakes(__u32 pid, __u64 driver)
+GLOBAL int reset_wakes(__u32 pid, __u64 driver, __u32 had_body)
 {
 	struct wake_record_key key = {};
 	struct wake_record *record;
@@ -440,7 +440,7 @@ GLOBAL int reset_wakes(__u32 pid, __u64 driver)
 		return 0;
 	record = find_driver_wakes(pid, driver);
 	if (record) {
-		wakes_reset(record);
+		wakes_reset(record, had_body);
 		return 0;
 	}
 	key.task_key = driver;

@@ -12,7 +12,8 @@
  *
  *  - the one request that woke the driver beside those, if none of them did so twice;
  *  - of those, the one that woke it, if only one did and no other request: also once, if the previous
- *    exchange's cause is known, else at least twice;
+ *    exchange's cause is known and its response had no body, whose reader could wake the driver late; else at
+ *    least twice;
  *  - unknown in all other cases.
  *
  * Its parent is the span that was active in all these wakes but those by the previous exchange's own span,
@@ -73,7 +74,7 @@ struct wake_record {
 	__u32 is_open; /* it may be none of them */
 	__u32 is_full; /* there were more contexts than have room */
 	__u32 is_complete; /* no wake was missed */
-	__u32 pad;
+	__u32 had_body; /* the last response */
 	struct wake_tally tally;
 };
 
@@ -141,10 +142,11 @@ SPANS_INLINE void wakes_forget(struct wake_record *record)
 }
 
 /* A response was read to its end: all wakes that follow are seen, and count. */
-SPANS_INLINE void wakes_reset(struct wake_record *record)
+SPANS_INLINE void wakes_reset(struct wake_record *record, bool had_body)
 {
 	wakes_forget(record);
 	record->is_complete = 1;
+	record->had_body = had_body;
 }
 
 /* Whether a context can be that of the previous exchange. */
@@ -239,7 +241,7 @@ SPANS_INLINE void wakes_tally_spans(struct wake_record *record, __u64 request)
 
 SPANS_INLINE bool wakes_knows_previous(const struct wake_record *record)
 {
-	return !record->is_open && record->nr_previous == 1;
+	return !record->is_open && record->nr_previous == 1 && !record->had_body;
 }
 
 /* Index of the context that caused what is sent now, or minus an enum cause. */
