@@ -72,7 +72,7 @@ Priority: u=0, i
         ("attach", "plain", 300),
         ("run", "propagating", 300),
         ("run", "relay", 300),
-        ("run", "bare-relay", 100),
+        ("run", "bare-relay", 300),
     ],
 )
 def test_every_span_has_the_parent_of_the_record(how: How, middle: Middle, requests: int) -> None:

@@ -1489,6 +1489,33 @@ TEST(local_parent_is_left_alone)
 }
 
 /* The application extracted the traceparent itself: its span comes under the server span. */
+TEST(span_with_the_remote_parent_verifies_the_layout)
+{
+	const struct sdk_context remote = {
+		.trace_id_low = REMOTE_LOW,
+		.trace_id_high = REMOTE_HIGH,
+		.span_id = REMOTE_PARENT,
+		.flags = 1,
+		.is_remote = 1,
+	};
+	struct sdk_context other = remote;
+	struct target settings = sdk_target;
+	struct sdk_span *span;
+
+	settings.adoption = ADOPTION_UNVERIFIED;
+	start_with(&settings);
+	in(GET_WITH_PARENT);
+	other.span_id++;
+	span = start_span(&other);
+	CHECK_EQUAL(target->adoption, ADOPTION_UNVERIFIED);
+	end(span);
+	span = start_span(&remote);
+	CHECK_EQUAL(target->adoption, ADOPTION_VERIFIED);
+	CHECK_EQUAL(active_of(17).span_id, span->context.span_id);
+	end(span);
+	CHECK_EQUAL(span->parent_span_id, server_of(17).span_id);
+}
+
 TEST(remote_parent_of_the_request)
 {
 	const struct sdk_context remote = {

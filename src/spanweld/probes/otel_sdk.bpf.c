@@ -500,6 +500,22 @@ struct built_span {
 };
 
 /*
+ * A span that continues the request's remote parent shows it too: the trace id that came with the request, and
+ * the span id that the SDK has just generated.
+ */
+static __always_inline void verify_by_remote_parent(struct target *target, __u32 pid,
+						    const struct root_start *start, const struct built_span *built,
+						    struct active_spans *found)
+{
+	if (start->span_noted && start->span_id == built->context.span_id &&
+	    find_context(pid, current_task_key(target), found) &&
+	    found->server.remote_parent == built->parent_span_id &&
+	    found->server.trace_id_low == built->context.trace_id_low &&
+	    found->server.trace_id_high == built->context.trace_id_high)
+		change_adoption(target, pid, ADOPTION_UNVERIFIED, ADOPTION_VERIFIED, 0, 0, 0);
+}
+
+/*
  * The ids that the SDK has just generated must be what the layout finds in the new span context.
  * Only a root of which both were noted since the last span was built can tell.
  */
@@ -668,6 +684,8 @@ static __always_inline int adopt_or_follow(struct target *target, __u32 pid, str
 	if (target->adoption == ADOPTION_UNVERIFIED) {
 		if (target->builds_late)
 			verify_late(target, pid, built);
+		else if (built->parent_span_id && !start.trace_noted)
+			verify_by_remote_parent(target, pid, &start, built, &found);
 		else
 			verify_layout(target, pid, &start, &built->context);
 	}
