@@ -57,7 +57,8 @@ def disassemble(code: bytes, address: int, folder: Path) -> list[str]:
         # `[rip+0x10]        # 0x1234` means the latter.
         meant = re.sub(r"\[rip[+-]0x[0-9a-f]+\](.*?)\s*# (0x[0-9a-f]+)", r"[\2]\1", text)
         lines.append(" ".join(meant.split()))
-    return lines
+    # A nop may have prefixes that make it longer; the encoder leaves out what says nothing.
+    return [line.replace("data16 ", "") for line in lines]
 
 
 @pytest.mark.slow
