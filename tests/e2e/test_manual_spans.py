@@ -43,11 +43,9 @@ NOT_SAMPLED = f"00-{REMOTE_TRACE}-{REMOTE_SPAN}-00"
 SEEN_AT_THEIR_END = "stripped debug"
 """Of spans in this build only ids and ends are seen: which roots are open, or were dropped, is not told."""
 MATRIX = [
-    *(
-        (profile, how, "stop")
-        for profile in ("release", "debug", "stripped", SEEN_AT_THEIR_END)
-        for how in get_args(How)
-    ),
+    *((profile, how, "stop") for profile in ("release", "debug") for how in get_args(How)),
+    ("stripped", "attach", "stop"),
+    (SEEN_AT_THEIR_END, "run", "stop"),
     ("release", "run", "inline"),
     ("debug", "attach", "inline"),
 ]
