@@ -11,6 +11,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from pathlib import Path
 
 from spanweld import injection
@@ -18,7 +19,7 @@ from spanweld.bpf import events
 from spanweld.bpf.clock import Clock
 from spanweld.bpf.host import Host, look_at_host
 from spanweld.bpf.keeper import LinkKeeper
-from spanweld.bpf.libbpf import BpfMap, BpfObject, Libbpf, Link
+from spanweld.bpf.libbpf import BpfMap, BpfObject, Libbpf, Link, detach_all
 from spanweld.bpf.pins import PinFolder, remove_stale
 from spanweld.bpf.ring import RingReader
 from spanweld.errors import HostError, SpanweldError, TargetError, UsageError
@@ -92,7 +93,7 @@ _COUNTER_TEXTS = {
     events.Counter.RESPONSE_WITHOUT_REQUEST: "connections had a response without a request",
     events.Counter.TLS: "connections spoke TLS",
     events.Counter.HTTP2: "connections spoke HTTP/2",
-    events.Counter.REQUESTS_BARE: "requests out got no headers: on an older or a blocking connection, or not as a whole",
+    events.Counter.REQUESTS_BARE: "requests out got no headers: on an older or blocking connection, or cut",
     events.Counter.INJECT_REFUSED: "connections out could not be given headers: the kernel refused them",
     events.Counter.CARRIED_FULL: "requests' tracestate and baggage were left behind: there were too many",
     events.Counter.ROOTS_UNSAMPLED: "manual roots were left alone: their request is not sampled",
@@ -372,8 +373,7 @@ class Agent:
     def _leave_wakes(self, target: Target) -> None:
         target.wakes_until = math.inf
         self._bpf.map("wakes_followed").delete(_u32(target.pid))
-        for link in target.wake_links:
-            link.detach()
+        detach_all(target.wake_links)
         target.wake_links.clear()
 
     def started(self, target: Target) -> None:
@@ -510,12 +510,9 @@ class Agent:
 
     def remove(self, target: Target) -> None:
         """Lets a target go; it runs on as it was."""
-        for _, link in target.links:
-            link.detach()
-        target.links.clear()
+        self._detach(target, lambda _: True)
         self._leave_wakes(target)
-        for link in target.task_links:
-            link.detach()
+        detach_all(target.task_links)
         target.task_links.clear()
         self._forget(target.writer.fileno())
         self._say_report(target, target.writer.stop())
@@ -594,9 +591,9 @@ class Agent:
             self._detach(target, lambda _: True)
 
     def _detach(self, target: Target, which: Callable[[Probe], bool]) -> None:
-        for probe, link in target.links:
-            if which(probe):
-                link.detach()
+        """Program by program, in their order."""
+        for _, group in groupby(target.links, key=lambda item: item[0].program):
+            detach_all([link for probe, link in group if which(probe)])
         target.links = [(probe, link) for probe, link in target.links if not which(probe)]
 
     def _drain(self) -> None:
@@ -710,8 +707,7 @@ class Agent:
         if self._injection is not None:
             self._injection.close()
             self._injection = None
-        for link in self._links:
-            link.detach()
+        detach_all(self._links)
         self._links.clear()
         self._drain()
         deadline = time.monotonic() + CLOSE_TIMEOUT

@@ -20,7 +20,7 @@ def test_what_is_held_stays_open_until_let_go() -> None:
     keeper.hold(write_end)
     os.close(write_end)
     assert is_open(read_end)
-    keeper.let_go(write_end)
+    keeper.let_go([write_end])
     assert not is_open(read_end)
     keeper.close()
     os.close(read_end)
@@ -44,7 +44,7 @@ def test_it_holds_nothing_that_it_was_not_given() -> None:
     # Its first answer comes after it has closed what it inherited.
     other_read, other_write = os.pipe()
     keeper.hold(other_write)
-    keeper.let_go(other_write)
+    keeper.let_go([other_write])
     assert os.read(read_end, 1) == b""
     keeper.close()
     for descriptor in (read_end, other_read, other_write):

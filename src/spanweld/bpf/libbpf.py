@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from ctypes import POINTER, c_bool, c_char_p, c_int, c_size_t, c_uint32, c_uint64, c_void_p
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,9 @@ from spanweld.model import FileOffset, Pid
 BPF_SK_MSG_VERDICT = 7
 
 _PRINT = ctypes.CFUNCTYPE(c_int, c_int, c_char_p, c_void_p)
+
+
+_DETACHING_AT_ONCE = 32
 
 
 class _MapCreateOptions(ctypes.Structure):
@@ -226,18 +230,33 @@ class Link:
     def __init__(self, library: Libbpf, pointer: int, keeper: LinkKeeper | None = None) -> None:
         self._library = library
         self._pointer: int | None = pointer
-        self._keeper = keeper
+        self.keeper = keeper
         self._fd = int(library.bpf_link__fd(pointer))
         if keeper:
             keeper.hold(self._fd)
 
     def detach(self) -> None:
         """Takes the program off; a second call does nothing."""
-        if self._pointer is not None:
-            self._library.bpf_link__destroy(self._pointer)
-            self._pointer = None
-            if self._keeper:
-                self._keeper.let_go(self._fd)
+        detach_all([self])
+
+    def destroy(self) -> int | None:
+        """Lets go here, not in the keeper; returns the descriptor that it holds, None if it holds none."""
+        if self._pointer is None:
+            return None
+        self._library.bpf_link__destroy(self._pointer)
+        self._pointer = None
+        return self._fd if self.keeper else None
+
+
+def detach_all(links: Sequence[Link]) -> None:
+    """Takes programs off, all at once: for each one the kernel waits until nobody runs it, 0.1 s or so."""
+    with ThreadPoolExecutor(_DETACHING_AT_ONCE) as threads:
+        held = list(threads.map(Link.destroy, links))
+    keepers = {link.keeper for link in links if link.keeper}
+    for keeper in keepers:
+        keeper.let_go(
+            [fd for fd, link in zip(held, links, strict=True) if fd is not None and link.keeper is keeper]
+        )
 
 
 class BpfObject:
