@@ -69,10 +69,8 @@ Priority: u=0, i
     ("how", "middle", "requests"),
     [
         ("run", "plain", 500),
-        ("attach", "plain", 300),
+        ("attach", "relay", 300),
         ("run", "propagating", 300),
-        ("run", "relay", 300),
-        ("run", "bare-relay", 300),
     ],
 )
 def test_every_span_has_the_parent_of_the_record(how: How, middle: Middle, requests: int) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from itertools import product
 from pathlib import Path
 
 import pytest
@@ -121,10 +120,12 @@ def test_requests_one_after_the_other_on_one_connection(sockets: Asking) -> None
     "arguments",
     [
         ("--in", reads, "--out", writes)
-        for reads, writes in product(
-            ("read", "readv", "recvfrom", "recvmsg"), ("write", "writev", "sendto", "sendmsg")
+        for reads, writes in (
+            ("read", "write"),
+            ("readv", "writev"),
+            ("recvfrom", "sendto"),
+            ("recvmsg", "sendmsg"),
         )
-        if reads[-1] == writes[-1] or (reads, writes) in {("recvfrom", "sendto"), ("read", "write")}
     ]
     + [("--mode", "epoll")],
     ids=" ".join,

@@ -17,8 +17,7 @@ pytestmark = [pytest.mark.root]
         ("release", "attach", "stop", 2_000),
         ("debug", "run", "stop", 2_000),
         ("release", "run", "inline", 10_000),
-        ("release", "attach", "inline", 2_000),
-        ("debug", "run", "inline", 2_000),
+        ("debug", "attach", "inline", 2_000),
     ],
 )
 def test_every_root_is_joined_to_its_own_request(profile: str, how: str, write: str, requests: int) -> None:
