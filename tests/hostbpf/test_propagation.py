@@ -32,6 +32,7 @@ from tests.hostbpf.build import MODEL, build, compiler
 pytestmark = pytest.mark.skipif(compiler() is None, reason="needs clang")
 
 TRACE_ID, SPAN_ID = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+SAMPLED, RANDOM = 1, 2
 TRACEPARENT = ("traceparent", f"00-{TRACE_ID}-{SPAN_ID}-01")
 W3C = (Propagator.TRACECONTEXT, Propagator.BAGGAGE)
 NO_PARENT = "0" * 16
@@ -327,7 +328,7 @@ def test_traceparent_as_opentelemetry_reads_it(programs: Programs) -> None:
         assert (made.parent != NO_PARENT) == theirs.is_valid, text
         if theirs.is_valid:
             assert made == Made(
-                f"{theirs.trace_id:032x}", f"{theirs.span_id:016x}", theirs.trace_flags & 1, "", ""
+                f"{theirs.trace_id:032x}", f"{theirs.span_id:016x}", theirs.trace_flags & (SAMPLED | RANDOM), "", ""
             )
 
 
