@@ -328,7 +328,11 @@ def test_traceparent_as_opentelemetry_reads_it(programs: Programs) -> None:
         assert (made.parent != NO_PARENT) == theirs.is_valid, text
         if theirs.is_valid:
             assert made == Made(
-                f"{theirs.trace_id:032x}", f"{theirs.span_id:016x}", theirs.trace_flags & (SAMPLED | RANDOM), "", ""
+                f"{theirs.trace_id:032x}",
+                f"{theirs.span_id:016x}",
+                theirs.trace_flags & (SAMPLED | RANDOM),
+                "",
+                "",
             )
 
 
