@@ -631,7 +631,6 @@ def test_reader_of_the_console_that_goes_away(lab: Service) -> None:
         (["run", "/etc"], "/etc is a folder"),
         (["run", "/etc/passwd"], "/etc/passwd is not executable"),
         (["run", "--exclude-path", "healthz", "--", "{plain}"], "--exclude-path 'healthz' is not a path"),
-        (["run", "--write", "inline", "--", "{plain}"], "--write inline cannot be had"),
     ],
 )
 def test_calls_that_cannot_be_meant(arguments: list[str], fragment: str) -> None:

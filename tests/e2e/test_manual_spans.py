@@ -76,6 +76,8 @@ def lab(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
         executable = bare
     with Lab("lab", executable=executable, how=how, options=("--write", write)) as traced:
         traced.seen_late = profile == SEEN_AT_THEIR_END
+        if traced.seen_late:
+            traced.expect_said("what a request hands on to other tasks is not joined to it")
         yield traced
 
 
