@@ -78,6 +78,7 @@ def lab(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
         traced.seen_late = profile == SEEN_AT_THEIR_END
         if traced.seen_late:
             traced.expect_said("what a request hands on to other tasks is not joined to it")
+            traced.expect_said("requests out on connections that are used again have no parent")
         yield traced
 
 
