@@ -29,7 +29,7 @@ from spanweld.join import CarriedContexts, RootLinks
 from spanweld.layouts import SdkLayout
 from spanweld.layouts.learned import LearnedLayout, Learner, Sample
 from spanweld.model import Origin, Pid, Resource, Span, SpanKind
-from spanweld.plan import Plan
+from spanweld.plan import AttachPoint, Plan
 from spanweld.probes import REGISTRY, tokio_tasks
 from spanweld.probes.declaration import (
     AdoptionChanged,
@@ -345,17 +345,17 @@ class Agent:
         why_not = target.plan.why_not(group)
         if why_not and target.plan.facts.task_id is not None:
             self._say(f"pid {target.pid}: {_LOST_WITHOUT[group.name]}: {why_not}")
-        return [
-            self._bpf.attach_uprobe(
-                point.probe.program,
-                target.pid,
-                target.image,
-                point.offset,
-                keeper=self._keeper,
-                cookie=point.cookie,
-            )
-            for point in target.plan.points_of(group)
-        ]
+        return [self._attach(target, point) for point in target.plan.points_of(group)]
+
+    def _attach(self, target: Target, point: AttachPoint) -> Link:
+        return self._bpf.attach_uprobe(
+            point.probe.program,
+            target.pid,
+            target.image,
+            point.offset,
+            keeper=self._keeper,
+            cookie=point.cookie,
+        )
 
     def _follow_wakes(self, target: Target) -> None:
         if target.wake_links:
@@ -390,10 +390,7 @@ class Agent:
             # Code inside the target needs to be told of span ids alone.
             if inline and (inline_writer.serves(program) or program == "otel_new_trace_id_returns"):
                 continue
-            link = self._bpf.attach_uprobe(
-                program, target.pid, target.image, point.offset, keeper=self._keeper, cookie=point.cookie
-            )
-            target.links.insert(0, (point.probe, link))
+            target.links.insert(0, (point.probe, self._attach(target, point)))
         if isinstance(writer, inline_writer.InlineWriter) and not starting:
             self._attach_inline(target, writer)
 

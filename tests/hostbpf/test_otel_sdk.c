@@ -38,6 +38,15 @@ struct sdk_context {
 	__u8 more_pad[6];
 };
 
+/* What the application reads of GET_WITH_PARENT. */
+static const struct sdk_context remote = {
+	.trace_id_low = REMOTE_LOW,
+	.trace_id_high = REMOTE_HIGH,
+	.span_id = REMOTE_PARENT,
+	.flags = 1,
+	.is_remote = 1,
+};
+
 struct sdk_span {
 	__u64 name_length;
 	const char *name;
@@ -1491,13 +1500,6 @@ TEST(local_parent_is_left_alone)
 /* The application extracted the traceparent itself: its span comes under the server span. */
 TEST(span_with_the_remote_parent_verifies_the_layout)
 {
-	const struct sdk_context remote = {
-		.trace_id_low = REMOTE_LOW,
-		.trace_id_high = REMOTE_HIGH,
-		.span_id = REMOTE_PARENT,
-		.flags = 1,
-		.is_remote = 1,
-	};
 	struct sdk_context other = remote;
 	struct target settings = sdk_target;
 	struct sdk_span *span;
@@ -1518,13 +1520,6 @@ TEST(span_with_the_remote_parent_verifies_the_layout)
 
 TEST(remote_parent_of_the_request)
 {
-	const struct sdk_context remote = {
-		.trace_id_low = REMOTE_LOW,
-		.trace_id_high = REMOTE_HIGH,
-		.span_id = REMOTE_PARENT,
-		.flags = 1,
-		.is_remote = 1,
-	};
 	struct target settings = sdk_target;
 
 	for (int i = 0; i < 3; i++) {
@@ -2021,13 +2016,6 @@ TEST(write_off_says_roots)
 
 TEST(write_off_and_the_remote_parent_of_the_request)
 {
-	const struct sdk_context remote = {
-		.trace_id_low = REMOTE_LOW,
-		.trace_id_high = REMOTE_HIGH,
-		.span_id = REMOTE_PARENT,
-		.flags = 1,
-		.is_remote = 1,
-	};
 	struct target settings = sdk_target;
 	struct sdk_span *span;
 
@@ -2044,13 +2032,6 @@ TEST(write_off_and_the_remote_parent_of_the_request)
 
 TEST(kernel_writer)
 {
-	const struct sdk_context remote = {
-		.trace_id_low = REMOTE_LOW,
-		.trace_id_high = REMOTE_HIGH,
-		.span_id = REMOTE_PARENT,
-		.flags = 1,
-		.is_remote = 1,
-	};
 	struct target settings = sdk_target;
 	struct span_frame server;
 	struct sdk_span *root, *extracted;
@@ -2234,14 +2215,6 @@ static struct sdk_span *days_spans[4];
 
 static void day(void)
 {
-	const struct sdk_context remote = {
-		.trace_id_low = REMOTE_LOW,
-		.trace_id_high = REMOTE_HIGH,
-		.span_id = REMOTE_PARENT,
-		.flags = 1,
-		.is_remote = 1,
-	};
-
 	in(GET_WITH_PARENT);
 	days_spans[0] = start_span(NULL);
 	days_spans[1] = start_span(&days_spans[0]->context);
