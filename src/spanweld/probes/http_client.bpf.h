@@ -123,7 +123,7 @@ GLOBAL int begin_request_out(struct connection *c, struct target *target, __u32 
 	sender = sender_of(c, task_key);
 	c->has_sent = 1;
 	frame.kind = FRAME_CLIENT;
-	frame.span_id = random64() | 1ULL << 63;
+	frame.span_id = new_span_id();
 	cause = CAUSE_FOUND;
 	/* Who has spans of its own sends for itself, also on a connection of which nobody saw who connected it. */
 	if (find_active(pid, task_key, found))
@@ -144,7 +144,7 @@ GLOBAL int begin_request_out(struct connection *c, struct target *target, __u32 
 	} else {
 		frame.trace_id_low = random64() | 1; /* never 0 */
 		frame.trace_id_high = random64();
-		frame.flags = (frame.trace_id_low >> 1) < target->sample_below ? TRACE_FLAG_SAMPLED : 0;
+		frame.flags = sample(target, frame.trace_id_low);
 		request->server_span_id = 0;
 		request->task_key = 0;
 	}
@@ -210,8 +210,7 @@ GLOBAL int request_head_out(struct connection *c, struct target *target, struct 
 	request->server_span_id = out->server_span_id;
 	if (!out->parent_span_id && request->parent_span_id) {
 		if (!target->parent_based)
-			request->flags =
-				(request->trace_id_low >> 1) < target->sample_below ? TRACE_FLAG_SAMPLED : 0;
+			request->flags = sample(target, request->trace_id_low);
 		return 0;
 	}
 	request->trace_id_low = out->trace_id_low;

@@ -165,4 +165,16 @@ static __always_inline __u64 random64(void)
 	return (__u64)bpf_get_prandom_u32() << 32 | bpf_get_prandom_u32();
 }
 
+/* Never 0, and none that a task without a request is known by (WAKE_BY_NOBODY). */
+static __always_inline __u64 new_span_id(void)
+{
+	return random64() | 1ULL << 63;
+}
+
+/* What the agent's sampler decides of a trace, as W3C trace flags. */
+static __always_inline __u8 sample(const struct target *target, __u64 trace_id_low)
+{
+	return (trace_id_low >> 1) < target->sample_below ? TRACE_FLAG_SAMPLED : 0;
+}
+
 #endif

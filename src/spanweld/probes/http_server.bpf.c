@@ -492,12 +492,11 @@ GLOBAL int activate(struct connection *c, struct target *target, __u64 key)
 		request->trace_id_low = random64() | 1; /* never 0 */
 	}
 	if (!(request->remote & REMOTE_DECIDED) || !target->parent_based)
-		request->flags = (request->flags & TRACE_FLAG_RANDOM) |
-				 ((request->trace_id_low >> 1) < target->sample_below ? TRACE_FLAG_SAMPLED : 0);
+		request->flags = (request->flags & TRACE_FLAG_RANDOM) | sample(target, request->trace_id_low);
 	if (!(request->flags & TRACE_FLAG_SAMPLED))
 		count(COUNT_UNSAMPLED);
 	if (!request->span_id)
-		request->span_id = random64() | 1ULL << 63;
+		request->span_id = new_span_id();
 	request->task_key = key;
 	request->addresses = c->addresses;
 	frame.trace_id_low = request->trace_id_low;

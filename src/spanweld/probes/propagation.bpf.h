@@ -218,7 +218,7 @@ GLOBAL int carry(struct direction *d, struct server_span_event *request, __u32 f
 	if (!d || !request || from > to || to > LINE_MAX + LINE_STEP)
 		return 0;
 	if (!request->span_id)
-		request->span_id = random64() | 1ULL << 63;
+		request->span_id = new_span_id();
 	if (!(request->remote & (REMOTE_CARRIED | REMOTE_UNCARRIED))) {
 		void *texts = bpf_map_lookup_elem(&carried, &pid);
 		__u64 key = request->span_id;
