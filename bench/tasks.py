@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import re
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -23,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from unittest.mock import patch
 
+from bench.throughput import compare
 from spanweld.agent import Agent, Target
 from spanweld.bpf.libbpf import Link
 from spanweld.commands import main as spanweld
@@ -93,22 +93,12 @@ def measure(name: str, path: str, arguments: Sequence[str], rounds: int, seconds
                 attach = ["attach", *OPTIONS, "--export", f"json:{spans}", "--pid", str(running.pid)]
                 command = (sys.executable, "-m", "bench.tasks", "--groups", str(copy.groups), "--")
                 stack.enter_context(AgentProcess(attach, command=command))
-        for url in urls.values():
-            requests_per_second(url, 1, script)
-        rates: dict[Copy, list[float]] = {copy: [] for copy in COPIES}
-        for number in range(rounds):
-            print(f"\r{name}: round {number + 1} of {rounds}", end="", file=sys.stderr, flush=True)
-            # Every other round backwards, so that what drifts hits all alike.
-            for copy in COPIES if number % 2 else reversed(COPIES):
-                rates[copy].append(requests_per_second(urls[copy], seconds, script))
-        print("\r\033[K", end="", file=sys.stderr)
-    bare = rates[COPIES[0]]
-    print(f"{name}{path}")
-    for copy in COPIES:
-        ratios = [rate / base for rate, base in zip(rates[copy], bare, strict=True)]
-        print(
-            f"  {copy.name:<12} {statistics.median(rates[copy]):9.0f} req/s   "
-            f"ratio {statistics.median(ratios):.3f}   (from {min(ratios):.3f} to {max(ratios):.3f})"
+        compare(
+            f"{name}{path}",
+            {copy.name: url for copy, url in urls.items()},
+            rounds,
+            seconds,
+            lambda url, length: requests_per_second(url, length, script),
         )
 
 

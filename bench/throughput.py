@@ -16,7 +16,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,21 +77,37 @@ def measure(service: str, path: str, copies: Sequence[Copy], rounds: int, second
             urls[copy] = running.url + path
             if copy.options is not None:
                 stack.enter_context(attach(running.pid, *copy.options, export=folder / copy.name))
-        for url in urls.values():
-            requests_per_second(url, 1)
-        rates: dict[Copy, list[float]] = {copy: [] for copy in copies}
-        for number in range(rounds):
-            print(f"\r{service}{path}: round {number + 1} of {rounds}", end="", file=sys.stderr, flush=True)
-            # Every other round backwards, so that what drifts hits all alike.
-            for copy in copies if number % 2 else reversed(copies):
-                rates[copy].append(requests_per_second(urls[copy], seconds))
-        print("\r\033[K", end="", file=sys.stderr)
-    bare = rates[copies[0]]
-    print(f"{service}{path}")
-    for copy in copies:
-        ratios = [rate / base for rate, base in zip(rates[copy], bare, strict=True)]
+        compare(
+            f"{service}{path}",
+            {copy.name: url for copy, url in urls.items()},
+            rounds,
+            seconds,
+            requests_per_second,
+        )
+
+
+def compare(
+    title: str, urls: dict[str, str], rounds: int, seconds: int, rate: Callable[[str, int], float]
+) -> None:
+    """Loads copies of a service by turns, and prints medians and ratios to the first one.
+
+    ``urls`` are by name. ``rate`` gives the requests a second of one run at a URL, of so many seconds.
+    """
+    for url in urls.values():
+        rate(url, 1)
+    rates: dict[str, list[float]] = {name: [] for name in urls}
+    for number in range(rounds):
+        print(f"\r{title}: round {number + 1} of {rounds}", end="", file=sys.stderr, flush=True)
+        # Every other round backwards, so that what drifts hits all alike.
+        for name in urls if number % 2 else reversed(urls):
+            rates[name].append(rate(urls[name], seconds))
+    print("\r\033[K", end="", file=sys.stderr)
+    bare = next(iter(rates.values()))
+    print(title)
+    for name, of_copy in rates.items():
+        ratios = [one / base for one, base in zip(of_copy, bare, strict=True)]
         print(
-            f"  {copy.name:<12} {statistics.median(rates[copy]):9.0f} req/s   "
+            f"  {name:<12} {statistics.median(of_copy):9.0f} req/s   "
             f"ratio {statistics.median(ratios):.3f}   (from {min(ratios):.3f} to {max(ratios):.3f})"
         )
 
