@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import re
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -22,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from unittest.mock import patch
 
-from bench.throughput import compare
+from bench.throughput import compare, requests_per_second
 from spanweld.agent import Agent, Target
 from spanweld.bpf.libbpf import Link
 from spanweld.commands import main as spanweld
@@ -31,7 +29,6 @@ from spanweld.probes.declaration import Instrumentation
 from tests.support.agent import AgentProcess
 from tests.support.services import Service, binary
 
-CONNECTIONS = 32
 OPTIONS = ("--write", "off", "--inject", "off")
 GROUPS = (tokio_tasks.INSTRUMENTATION, tokio_tasks.WAKES)
 POST = 'wrk.method = "POST"\n'
@@ -63,17 +60,6 @@ def attach_some(groups: int, arguments: Sequence[str]) -> None:
 
     with patch.object(Agent, "_follow", follow_some), patch.object(sys, "argv", ["spanweld", *arguments]):
         spanweld()
-
-
-def requests_per_second(url: str, seconds: int, script: Path) -> float:
-    """One run of wrk; raises if a request failed."""
-    command = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds}", "-s", str(script), url]
-    result = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    if "Non-2xx" in result or "Socket errors" in result:
-        raise SystemExit(f"{url}: requests failed\n{result}")
-    match = re.search(r"Requests/sec:\s+([\d.]+)", result)
-    assert match is not None
-    return float(match[1])
 
 
 def measure(name: str, path: str, arguments: Sequence[str], rounds: int, seconds: int) -> None:

@@ -50,11 +50,17 @@ CASES: dict[tuple[str, str], tuple[Copy, ...]] = {
 }
 
 
-def requests_per_second(url: str, seconds: int) -> float:
-    """One run of wrk; raises if a request failed."""
-    result = subprocess.run(
-        ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds}", url], check=True, capture_output=True, text=True
-    ).stdout
+def requests_per_second(url: str, seconds: int, script: Path | None = None) -> float:
+    """One run of wrk, by a script of its own if one is given; raises if a request failed."""
+    command = [
+        "wrk",
+        "-t1",
+        f"-c{CONNECTIONS}",
+        f"-d{seconds}",
+        *(["-s", str(script)] if script else []),
+        url,
+    ]
+    result = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     if "Non-2xx" in result or "Socket errors" in result:
         raise SystemExit(f"{url}: requests failed\n{result}")
     match = re.search(r"Requests/sec:\s+([\d.]+)", result)
