@@ -1,15 +1,17 @@
-"""After `kill -9` of the agent no breakpoint stays in the service's code."""
+"""After `kill -9` of the agent no breakpoint stays in the service's code, and no map is pinned."""
 
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.support.agent import attach
 from tests.support.client import load
-from tests.support.remains import probed, wait_until
+from tests.support.remains import PINS, probed, wait_until
 from tests.support.services import Service, binary
 
 pytestmark = pytest.mark.root
@@ -38,3 +40,20 @@ def test_a_killed_agent_leaves_no_breakpoint(attempt: int) -> None:
                 lambda: not any(Path(f"/proc/{child}").exists() for child in helpers), "both have ended"
             )
         assert probed(service.pid, executable) == 0
+        assert not (PINS / str(service.pid)).exists()
+
+
+_AGENT_AND_KEEPER_KILLED = """
+import sys
+from spanweld.bpf.pins import PinFolder
+PinFolder(int(sys.argv[1])).create()
+"""
+
+
+def test_the_next_agent_removes_what_no_keeper_did() -> None:
+    with Service(binary("lab", "release")) as service, Service(binary("lab", "release")) as other:
+        subprocess.run([sys.executable, "-c", _AGENT_AND_KEEPER_KILLED, str(service.pid)], check=True)
+        assert (PINS / str(service.pid) / "agent").is_symlink()
+        with attach(other.pid, "--export", "json:/dev/null") as agent:
+            assert not (PINS / str(service.pid)).exists()
+            assert agent.stop() == 0

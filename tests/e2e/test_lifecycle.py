@@ -157,7 +157,7 @@ def test_agent_killed(name: str, request_: Request, write: str, tmp_path: Path) 
             assert tracers_of_threads(pid) == set()
             it.load.wait_for_more(200)
             wait_until(lambda: probed(pid, it.executable) == 0, "the probes are gone")
-            assert (PINS / str(pid)).exists()  # what the next agent must clean up
+            wait_until(lambda: not (PINS / str(pid)).exists(), "the keeper has taken the maps away")
         # Threads that serve a connection, or that tokio keeps, live as long as it does.
         assert threads <= thread_ids(pid)
         assert interruptions(it.service) == interrupted

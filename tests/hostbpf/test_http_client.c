@@ -676,6 +676,24 @@ TEST(queued_requests_leave_no_frames)
 		CHECK_EQUAL(client_event(i).parent_span_id, span_event(0).span_id);
 }
 
+TEST(requests_beyond_the_queue_leave_no_frames)
+{
+	serving(~0ULL);
+	host_map_limit("queued_requests", 3);
+	out(HEAD HEAD HEAD HEAD HEAD);
+	CHECK_EQUAL(opaque_reason(), OPAQUE_QUEUE_FULL);
+	CHECK_EQUAL(client_events(), 1);
+	CHECK_EQUAL(client_event(0).ended_by, END_UNFRAMED);
+	CHECK_EQUAL(host_live_frames(PID), 5);
+	for (__u32 i = 1; i < 5; i++) {
+		in(EMPTY);
+		CHECK_EQUAL(host_live_frames(PID), 5 - i);
+	}
+	CHECK_EQUAL(client_events(), 5);
+	sys_close(FD);
+	CHECK_EQUAL(client_events(), 5);
+}
+
 /* ---- drivers */
 
 TEST(a_driver_did_not_connect_and_is_alone)

@@ -66,7 +66,7 @@ def test_agent_killed(write: str) -> None:
         load.wait_for_more(50)
         wait_until(lambda: not tracer_processes(service.pid), "the tracer has followed the agent", 5)
         wait_until(lambda: probed(service.pid, service.executable) == 0, "the probes are gone")
-        assert (PINS / str(service.pid)).exists()
+        wait_until(lambda: not (PINS / str(service.pid)).exists(), "its maps are gone")
         assert threads <= thread_ids(service.pid)
         with attach(service.pid, "--write", write, "--export", "json:/dev/null") as agent:
             last = KernelObjects.of(agent.process.pid)

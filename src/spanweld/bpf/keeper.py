@@ -1,18 +1,21 @@
-"""A child that holds the uprobes too, so that they are taken off in order even if the agent is killed.
+"""A child that holds the uprobes too, so that all is taken off in order even if the agent is killed.
 
 A process that is being killed may not wait for another's memory: the kernel then gives up restoring
 the probed instruction ("failed to unregister, leaking uprobe"), and the breakpoint stays in the
 service, where it costs a trap a call for as long as the service lives. The keeper, which nobody
-killed, lets go last.
+killed, lets go last, and takes the agent's pinned maps away.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NoReturn
+
+from spanweld.bpf import pins
 
 _AT_ONCE = 32
 _MESSAGE = 512
@@ -26,10 +29,11 @@ class LinkKeeper:
     """
 
     def __init__(self) -> None:
+        agent = pins.this_agent()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._pid = os.fork()
         if self._pid == 0:
-            _keep(theirs)
+            _keep(theirs, agent)
         theirs.close()
         self._socket = ours
 
@@ -50,8 +54,8 @@ class LinkKeeper:
         os.waitpid(self._pid, 0)
 
 
-def _keep(agent: socket.socket) -> NoReturn:
-    """The child: serves until the agent is gone, then ends, which closes all that is held."""
+def _keep(agent: socket.socket, name_of_agent: str) -> NoReturn:
+    """The child: serves until the agent is gone, then lets all go and ends."""
     try:
         os.setsid()
         os.chdir("/")
@@ -59,18 +63,27 @@ def _keep(agent: socket.socket) -> NoReturn:
         os.closerange(0, agent.fileno())
         os.closerange(agent.fileno() + 1, os.sysconf("SC_OPEN_MAX"))
         held: dict[bytes, int] = {}
-        while True:
-            name, descriptors, _, _ = socket.recv_fds(agent, _MESSAGE, 1)
-            if not name:
-                break
-            if descriptors:
-                held[name] = descriptors[0]
-            else:
-                # The kernel waits at each one until nobody runs its program.
-                with ThreadPoolExecutor(_AT_ONCE) as threads:
-                    list(threads.map(os.close, [held.pop(one) for one in name.split()]))
-                agent.send(b"!")
-    except BrokenPipeError:
-        pass
+        with contextlib.suppress(ConnectionError):
+            _serve(agent, held)
+        _close(held.values())
+        pins.remove_of(name_of_agent)
     finally:
         os._exit(0)
+
+
+def _serve(agent: socket.socket, held: dict[bytes, int]) -> None:
+    while True:
+        name, descriptors, _, _ = socket.recv_fds(agent, _MESSAGE, 1)
+        if not name:
+            return
+        if descriptors:
+            held[name] = descriptors[0]
+        else:
+            _close([held.pop(one) for one in name.split()])
+            agent.send(b"!")
+
+
+def _close(descriptors: Iterable[int]) -> None:
+    """All at once: the kernel waits at each one until nobody runs its program."""
+    with ThreadPoolExecutor(_AT_ONCE) as threads:
+        list(threads.map(os.close, descriptors))

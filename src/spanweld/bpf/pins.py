@@ -48,7 +48,7 @@ class PinFolder:
             PINS.mkdir(mode=0o700, exist_ok=True)
             self.path.mkdir(mode=0o700)
             (self.path / _START_TIME).symlink_to(start_time(self._pid) or "0")
-            (self.path / _AGENT).symlink_to(f"{os.getpid()}:{start_time(os.getpid())}")
+            (self.path / _AGENT).symlink_to(this_agent())
 
     def remove(self) -> None:
         """Removes the folder with all in it, and the one around it when it is empty."""
@@ -63,6 +63,12 @@ class PinFolder:
             self._remove()
             return True
 
+    def remove_of(self, agent: str) -> None:
+        """Removes the folder if it is this agent's, living or not."""
+        with _alone():
+            if _link(self.path, _AGENT) == agent:
+                self._remove()
+
     def _remove(self) -> None:
         with contextlib.suppress(FileNotFoundError):
             for entry in list(self.path.iterdir()):
@@ -72,13 +78,26 @@ class PinFolder:
             PINS.rmdir()
 
 
+def this_agent() -> str:
+    """What a folder says of the agent that made it, if that is this process."""
+    return f"{os.getpid()}:{start_time(os.getpid())}"
+
+
 def remove_stale() -> int:
     """Removes what agents that were killed left behind; returns how many folders that were."""
-    removed = 0
+    return sum(folder.remove_stale() for folder in _folders())
+
+
+def remove_of(agent: str) -> None:
+    """Removes all folders of an agent (``this_agent``), living or not."""
+    for folder in _folders():
+        folder.remove_of(agent)
+
+
+def _folders() -> list[PinFolder]:
     with contextlib.suppress(FileNotFoundError):
-        for folder in list(PINS.iterdir()):
-            removed += PinFolder(Pid(int(folder.name))).remove_stale()
-    return removed
+        return [PinFolder(Pid(int(folder.name))) for folder in PINS.iterdir()]
+    return []
 
 
 @contextlib.contextmanager

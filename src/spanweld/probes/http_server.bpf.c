@@ -636,6 +636,9 @@ static __always_inline void request_head_done(struct scan *s)
 		key.number = c->queue_tail;
 		if (c->queue_tail - c->queue_head >= QUEUE_MAX ||
 		    bpf_map_update_elem(&queued_requests, &key, request, BPF_ANY)) {
+			/* A client's is on its way already, and its span on a task's stack. */
+			if (c->role == ROLE_CLIENT)
+				send_span(request, c->pid, ROLE_CLIENT, 0, END_UNFRAMED);
 			make_opaque(c, false, OPAQUE_QUEUE_FULL);
 			return;
 		}
