@@ -235,6 +235,7 @@ class Agent:
         remove_stale()
         self._keeper = LinkKeeper()
         self._object, choice = load_programs(self._settings, host)
+        self._object.keeper = self._keeper
         self._attach_tracepoints(for_stop_writer=False)
         ring = self._bpf.map("events")
         self._ring = RingReader(ring.fd, ring.max_entries)
@@ -353,7 +354,6 @@ class Agent:
             target.pid,
             target.image,
             point.offset,
-            keeper=self._keeper,
             cookie=point.cookie,
         )
 

@@ -1,9 +1,9 @@
-"""A child that holds the uprobes too, so that all is taken off in order even if the agent is killed.
+"""A child that holds all that is attached too, so that all is taken off in order even if the agent is killed.
 
 A process that is being killed may not wait for another's memory: the kernel then gives up restoring
 the probed instruction ("failed to unregister, leaking uprobe"), and the breakpoint stays in the
 service, where it costs a trap a call for as long as the service lives. The keeper, which nobody
-killed, lets go last, and takes the agent's pinned maps away.
+killed, lets go last, all at once where a killed process waits for each, and takes the agent's pinned maps away.
 """
 
 from __future__ import annotations

@@ -260,7 +260,10 @@ def detach_all(links: Sequence[Link]) -> None:
 
 
 class BpfObject:
-    """A BPF object file, opened, then (after constants were set) loaded into the kernel."""
+    """A BPF object file, opened, then (after constants were set) loaded into the kernel.
+
+    ``keeper`` holds, too, what is attached from when it is set on.
+    """
 
     def __init__(self, library: Libbpf, path: Path) -> None:
         self.library = library
@@ -269,6 +272,7 @@ class BpfObject:
             library.bpf_object__open_file(str(path).encode(), None), f"cannot open {path.name}"
         )
         self._inner_maps: dict[str, _InnerMap] = {}
+        self.keeper: LinkKeeper | None = None
         self.left_out = ""
 
     def __enter__(self) -> BpfObject:
@@ -362,19 +366,16 @@ class BpfObject:
     def attach(self, program: str) -> Link:
         """Attaches a program where its section says."""
         pointer = self.library.bpf_program__attach(self._program(program))
-        return Link(self.library, self.library.check_pointer(pointer, f"cannot attach {program}"))
+        return self._link(pointer, f"cannot attach {program}")
 
     def attach_syscalls(self, program: str, tracepoints: Iterable[str]) -> list[Link]:
         """Attaches one program to several tracepoints of system calls, such as ``sys_exit_read``."""
         return [
-            Link(
-                self.library,
-                self.library.check_pointer(
-                    self.library.bpf_program__attach_tracepoint(
-                        self._program(program), b"syscalls", tracepoint.encode()
-                    ),
-                    f"cannot attach {program} to {tracepoint}",
+            self._link(
+                self.library.bpf_program__attach_tracepoint(
+                    self._program(program), b"syscalls", tracepoint.encode()
                 ),
+                f"cannot attach {program} to {tracepoint}",
             )
             for tracepoint in tracepoints
         ]
@@ -384,9 +385,7 @@ class BpfObject:
         descriptor = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             pointer = self.library.bpf_program__attach_cgroup(self._program(program), descriptor)
-            return Link(
-                self.library, self.library.check_pointer(pointer, f"cannot attach {program} to {cgroup}")
-            )
+            return self._link(pointer, f"cannot attach {program} to {cgroup}")
         finally:
             os.close(descriptor)
 
@@ -405,7 +404,6 @@ class BpfObject:
         image: Path,
         offset: FileOffset,
         *,
-        keeper: LinkKeeper | None = None,
         cookie: int = 0,
     ) -> Link:
         """Attaches a program to one instruction of an image, in one process.
@@ -417,7 +415,7 @@ class BpfObject:
             self._program(program), pid, str(image).encode(), offset, ctypes.byref(options)
         )
         what = f"cannot attach {program} at {image}+{offset:#x} in process {pid}"
-        return Link(self.library, self.library.check_pointer(pointer, what), keeper)
+        return self._link(pointer, what)
 
     def programs(self) -> list[str]:
         """Names of all programs."""
@@ -427,6 +425,9 @@ class BpfObject:
             names.append(self.library.bpf_program__name(program).decode())
             program = self.library.bpf_object__next_program(self._object, program)
         return names
+
+    def _link(self, pointer: int, what: str) -> Link:
+        return Link(self.library, self.library.check_pointer(pointer, what), self.keeper)
 
     def _program(self, name: str) -> int:
         return self.library.check_pointer(
