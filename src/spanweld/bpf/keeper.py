@@ -3,7 +3,8 @@
 A process that is being killed may not wait for another's memory: the kernel then gives up restoring
 the probed instruction ("failed to unregister, leaking uprobe"), and the breakpoint stays in the
 service, where it costs a trap a call for as long as the service lives. The keeper, which nobody
-killed, lets go last, all at once where a killed process waits for each, and takes the agent's pinned maps away.
+killed, lets go last, all at once where a killed process waits for each, and takes the agent's pinned
+maps away.
 """
 
 from __future__ import annotations
