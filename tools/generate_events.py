@@ -31,7 +31,6 @@ STRUCTS = (
     "connection_key",
     "listening_key",
     "own_export_key",
-    "open_request_key",
     "inject_key",
     "inject_event",
     "inline_head",

@@ -82,6 +82,7 @@ _COUNTER_TEXTS = {
     events.Counter.EVENT_LOST: "events were lost: the ring buffer was full",
     events.Counter.READ_FAULT: "reads of the service's memory failed",
     events.Counter.TASKS_FULL: "requests had no room in spans_in_progress",
+    events.Counter.EDGES_FULL: "tasks may not be joined to their request: too many were spawned in open ones",
     events.Counter.STACK_FULL: "spans were nested too deep to be followed",
     events.Counter.SLOT_BUSY: "spans were not followed: their task's entry was being changed",
     events.Counter.CONNECTIONS_FULL: "connections were not followed: there were too many",
@@ -520,8 +521,6 @@ class Agent:
         self._drain()
         self._bpf.map("spans_in_progress").delete(_u32(target.pid))
         self._bpf.map("carried").delete(_u32(target.pid))
-        self._bpf.map("open_counts").delete(_u32(target.pid))
-        _delete_of_pid(self._bpf.map("open_requests"), target.pid, events.OPEN_REQUEST_KEY.unpack, 1)
         _delete_of_pid(self._bpf.map("connections"), target.pid, events.CONNECTION_KEY.unpack, 2)
         _delete_of_pid(self._bpf.map("listening"), target.pid, events.LISTENING_KEY.unpack, 0)
         _delete_of_pid(self._bpf.map("own_exports"), target.pid, events.OWN_EXPORT_KEY.unpack, 0)

@@ -59,16 +59,17 @@ SPANS = {
 }
 
 
-@pytest.fixture(scope="module", params=["release-run", "release-attach", "debug-run", "stripped-run"])
+@pytest.fixture(scope="module", params=["release-run", "release-attach", "debug-run", "stripped-run", "inline-run"])
 def lab(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Traced]:
-    """The lab under ``--write stop``; stripped is its release build."""
+    """The lab under ``--write stop``; stripped is its release build, and so is inline, with that writer."""
     profile, _, how = request.param.partition("-")
     executable = binary("lab", "debug" if profile == "debug" else "release")
     if profile == "stripped":
         bare = tmp_path_factory.mktemp("stripped") / "lab"
         subprocess.run(["strip", "-o", str(bare), str(executable)], check=True)
         executable = bare
-    with Traced("lab", executable=executable, how=how) as traced:
+    options = ("--write", "inline" if profile == "inline" else "stop")
+    with Traced("lab", executable=executable, how=how, options=options) as traced:
         yield traced
 
 

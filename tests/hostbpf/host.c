@@ -10,6 +10,7 @@
 
 #include "carried.h"
 #include "counters.h"
+#include "handed_on.h"
 #include "spans_in_progress.h"
 #include "target.h"
 
@@ -371,7 +372,7 @@ struct target *host_target(__u32 pid, const struct target *target)
 		carried_maps[nr_inner_maps] = add_map("(carried of a target)", NULL, BPF_MAP_TYPE_HASH,
 						      CARRIED_MAX, sizeof(__u64), sizeof(struct carried));
 		inner_maps[nr_inner_maps++] = add_map("(spans of a target)", NULL, BPF_MAP_TYPE_ARRAY,
-						      SPANS_BUCKETS, sizeof(__u32), sizeof(struct span_bucket));
+						      SHARED_ELEMENTS, sizeof(__u32), sizeof(struct span_bucket));
 	}
 	host_map_update("carried", &pid, &carried_maps[inner_maps_in_use]);
 	inner = inner_maps[inner_maps_in_use++];
@@ -425,7 +426,7 @@ static void look_at_slots(__u32 pid, __u32 *slots, __u32 *frames)
 		return;
 	buckets = (const struct span_bucket *)inner->array;
 	for (__u32 i = 0; i < inner->nr_touched; i++) {
-		for (int j = 0; j < SPANS_BUCKET_SLOTS; j++) {
+		for (int j = 0; inner->touched[i] < SPANS_BUCKETS && j < SPANS_BUCKET_SLOTS; j++) {
 			const struct span_slot *slot = &buckets[inner->touched[i]].slots[j];
 
 			if (slot->sequence & 1)
@@ -456,6 +457,37 @@ __u32 host_live_frames(__u32 pid)
 
 	look_at_slots(pid, &slots, &frames);
 	return frames;
+}
+
+void *host_shared_element(__u32 pid, __u32 number)
+{
+	return lookup(inner_map(pid), &number);
+}
+
+struct handed_on_counts host_handed_on(__u32 pid)
+{
+	struct handed_on_counts found = {};
+
+	for (__u32 i = SHARED_OPEN; i < SHARED_LISTED; i++)
+		for (int j = 0; j < OPEN_BUCKETS_EACH * HANDED_BUCKET; j++)
+			found.open += ((struct open_request *)host_shared_element(pid, i))[j].server_span_id != 0;
+	for (__u32 i = SHARED_LISTED; i < SHARED_EDGES; i++)
+		for (int j = 0; j < LISTED_BUCKETS_EACH * HANDED_BUCKET; j++)
+			found.listed += ((struct listed_slot *)host_shared_element(pid, i))[j].server_span_id != 0;
+	for (__u32 i = SHARED_EDGES; i < SHARED_ELEMENTS; i++) {
+		const struct edge_buckets *element = host_shared_element(pid, i);
+
+		for (int j = 0; j < EDGE_BUCKETS_EACH; j++) {
+			for (int k = 0; k < HANDED_BUCKET; k++) {
+				if (element->buckets[j].edges[k].sequence & 1)
+					host_fail("a program left an edge locked");
+				found.edges += element->buckets[j].keys[k] != 0;
+			}
+		}
+	}
+	if (found.open != ((struct handed_on *)host_shared_element(pid, SHARED_HANDED_ON))->open)
+		host_fail("open requests are counted wrongly");
+	return found;
 }
 
 bool host_is_active(__u32 pid, __u64 key, struct active_spans *found)

@@ -79,6 +79,16 @@ struct span_bucket;
 struct span_bucket *host_bucket(__u32 pid, __u64 key);
 __u32 host_live_slots(__u32 pid);
 __u32 host_live_frames(__u32 pid);
+
+/* What its requests have handed on: handed_on.h. */
+struct handed_on_counts {
+	__s64 open; /* requests */
+	__u32 listed; /* slots */
+	__u32 edges;
+};
+
+struct handed_on_counts host_handed_on(__u32 pid);
+void *host_shared_element(__u32 pid, __u32 number);
 bool host_is_active(__u32 pid, __u64 key, struct active_spans *found);
 
 /* What a target's requests under way have brought, by server span id. */

@@ -49,10 +49,6 @@ void host_register_maps(void)
 	MAP(late_ids);
 	MAP(builds);
 	MAP(stop_requests);
-	MAP(task_edges);
-	MAP(open_requests);
-	MAP(open_counts);
-	MAP(request_slots);
 	MAP(wake_records);
 	MAP(driver_wakes);
 	MAP(event_drivers);

@@ -31,9 +31,10 @@ def tests(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("sanitizers", ["thread", "address,undefined"])
-def test_spans_in_progress_under_threads(tmp_path: Path, sanitizers: str) -> None:
-    """Tasks, readers and those who end other tasks' spans, three seconds long."""
-    stress = build(("stress_spans.c",), sanitizers, tmp_path / "stress")
+@pytest.mark.parametrize("table", ["spans", "handed_on"])
+def test_shared_tables_under_threads(tmp_path: Path, sanitizers: str, table: str) -> None:
+    """Those who write, those who take away what is another's, and readers, three seconds long."""
+    stress = build((f"stress_{table}.c",), sanitizers, tmp_path / "stress")
     # By name: an llvm-symbolizer that is older than the compiler finds none, and nothing is suppressed.
     symbolizer = f"external_symbolizer_path={shutil.which('addr2line')}"
     options = f"suppressions={HERE / 'tsan.supp'}:halt_on_error=1:{symbolizer}"

@@ -2390,7 +2390,7 @@ TEST(a_root_in_a_spawned_task_is_adopted_under_the_spawners_span)
 	host_tokio_task(17);
 	out(OK);
 	CHECK_EQUAL(host_live_slots(PID), 0);
-	CHECK_EQUAL(host_map_count("request_slots"), 0);
+	CHECK_EQUAL(host_handed_on(PID).listed, 0);
 }
 
 TEST(always_the_server_span_in_a_spawned_task)
@@ -2484,5 +2484,5 @@ TEST(many_tasks_of_one_request)
 	host_tokio_task(17);
 	out(OK);
 	CHECK_EQUAL(host_live_slots(PID), 0);
-	CHECK_EQUAL(host_map_count("request_slots"), 0);
+	CHECK_EQUAL(host_handed_on(PID).listed, 0);
 }

@@ -4,6 +4,8 @@
 
 #include <string.h>
 
+#include "counters.h"
+#include "handed_on.h"
 #include "task_edges.h"
 
 #define GET "GET / HTTP/1.1\r\n\r\n"
@@ -60,7 +62,7 @@ TEST(a_task_starts_with_its_spawners_request)
 	CHECK_EQUAL(host_live_slots(PID), 1); /* a slot is made by a push */
 	out(OK);
 	CHECK(!has_context(CHILD));
-	CHECK_EQUAL(host_map_count("open_requests"), 0);
+	CHECK_EQUAL(host_handed_on(PID).open, 0);
 }
 
 TEST(a_task_starts_with_the_span_that_is_active_then)
@@ -118,7 +120,7 @@ TEST(a_connection_that_is_closed_ends_it_too)
 	host_spawns(CHILD);
 	sys_close(FD);
 	CHECK(!has_context(CHILD));
-	CHECK_EQUAL(host_map_count("open_requests"), 0);
+	CHECK_EQUAL(host_handed_on(PID).open, 0);
 }
 
 TEST(a_task_with_two_requests_hands_none_on)
@@ -159,14 +161,90 @@ TEST(a_request_that_is_not_sampled_is_handed_on_as_such)
 
 TEST(no_room_for_open_requests)
 {
-	host_reset();
 	start();
-	host_map_limit("open_requests", 0);
+	for (__u32 i = SHARED_OPEN; i < SHARED_LISTED; i++)
+		memset(host_shared_element(PID, i), 0xff, sizeof(struct open_buckets));
 	in(GET);
 	host_spawns(CHILD);
 	CHECK(!has_context(CHILD));
 	out(OK);
 	CHECK_EQUAL(span_events(), 1);
+}
+
+/* ---- the table of edges */
+
+static struct edge_bucket *bucket_of(__u64 task)
+{
+	struct edge_buckets *element =
+		host_shared_element(PID, SHARED_EDGES + edge_bucket_of(task) / EDGE_BUCKETS_EACH);
+
+	return &element->buckets[edge_bucket_of(task) % EDGE_BUCKETS_EACH];
+}
+
+/* The next task whose edge is in the bucket of the first. */
+static __u64 next_beside(__u64 first, __u64 task)
+{
+	do
+		task++;
+	while (edge_bucket_of(task) != edge_bucket_of(first));
+	return task;
+}
+
+TEST(edges_of_requests_that_are_over_make_room_first)
+{
+	__u64 first = 1000, task = first;
+
+	start();
+	in(GET);
+	host_spawns(first);
+	host_tokio_task(21);
+	sys_accept(FD + 1, &host_tcp);
+	for (int request = 0; request < 20; request++) {
+		__u32 kept = host_handed_on(PID).edges;
+
+		in_at(FD + 1, GET, strlen(GET));
+		task = next_beside(first, task);
+		host_spawns(task);
+		CHECK(has_context(task));
+		out_at(FD + 1, OK, strlen(OK));
+		CHECK(!has_context(task));
+		CHECK_EQUAL(host_handed_on(PID).edges, kept + (request < HANDED_BUCKET - 1));
+	}
+	CHECK_EQUAL(context_of(first).server.span_id, server_of(HANDLER).span_id);
+	CHECK_EQUAL(host_count(COUNT_EDGES_FULL), 0);
+}
+
+TEST(more_edges_than_have_room)
+{
+	__u64 first = 1000, tasks[2 * HANDED_BUCKET];
+
+	start();
+	in(GET);
+	for (int i = 0; i < 2 * HANDED_BUCKET; i++) {
+		tasks[i] = i ? next_beside(first, tasks[i - 1]) : first;
+		host_spawns(tasks[i]);
+		CHECK_EQUAL(host_count(COUNT_EDGES_FULL), i < HANDED_BUCKET ? 0 : i - HANDED_BUCKET + 1);
+		CHECK(has_context(tasks[i]));
+	}
+	for (int i = 0; i < 2 * HANDED_BUCKET; i++) /* the oldest have gone */
+		CHECK_EQUAL(has_context(tasks[i]), i >= HANDED_BUCKET);
+}
+
+TEST(an_edge_that_is_being_written_is_none)
+{
+	struct edge_bucket *bucket;
+
+	start();
+	in(GET);
+	host_spawns(CHILD);
+	bucket = bucket_of(CHILD);
+	bucket->edges[edge_find(bucket, CHILD)].sequence++;
+	CHECK(!has_context(CHILD));
+	host_spawns(next_beside(CHILD, CHILD)); /* goes elsewhere */
+	CHECK(has_context(next_beside(CHILD, CHILD)));
+	bucket->edges[edge_find(bucket, CHILD)].sequence++;
+	CHECK(has_context(CHILD));
+	CHECK_EQUAL(host_count(COUNT_EDGES_FULL), 0);
 }
 
 /* ---- threads */
@@ -195,7 +273,7 @@ TEST(a_thread_that_ends_leaves_nothing_to_the_next_one_of_its_number)
 	host_thread(PID, 200);
 	sys_thread_exit();
 	CHECK(!has_context(thread_task_key(200)));
-	CHECK_EQUAL(host_map_count("task_edges"), 0);
+	CHECK_EQUAL(host_handed_on(PID).edges, 0);
 }
 
 TEST(a_thread_whose_end_was_missed)
@@ -239,7 +317,7 @@ TEST(ids_that_are_none)
 	in(GET);
 	host_spawns(0);
 	host_spawns(TASK_KEY_THREAD | 5);
-	CHECK_EQUAL(host_map_count("task_edges"), 0);
+	CHECK_EQUAL(host_handed_on(PID).edges, 0);
 }
 
 /* ---- wakes */

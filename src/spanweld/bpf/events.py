@@ -33,38 +33,39 @@ class Counter(IntEnum):
     EVENT_LOST = 0
     READ_FAULT = 1
     TASKS_FULL = 2
-    STACK_FULL = 3
-    SLOT_BUSY = 4
-    CONNECTIONS_FULL = 5
-    CONNECTION_BUSY = 6
-    QUEUE_FULL = 7
-    FRAMING_ERROR = 8
-    HEAD_TOO_LONG = 9
-    SCAN_LIMIT = 10
-    RESPONSE_WITHOUT_REQUEST = 11
-    TLS = 12
-    HTTP2 = 13
-    CARRIED_FULL = 14
-    EXCLUDED = 15
-    UNSAMPLED = 16
-    SERVER_SPANS = 17
-    ROOTS_ADOPTED = 18
-    REMOTE_ADOPTED = 19
-    ROOTS_UNSAMPLED = 20
-    ROOTS_SIGNAL_BLOCKED = 21
-    ROOTS_NO_TRACER = 22
-    ROOTS_OWN_ID = 23
-    ROOTS_UNWRITTEN = 24
-    PARENTS_UNWRITTEN = 25
-    ROOTS_DROPPED = 26
-    MANUAL_SPANS = 27
-    CLIENT_SPANS = 28
-    CAUSE_UNKNOWN = 29
-    REQUESTS_INJECTED = 30
-    REQUESTS_OWN = 31
-    REQUESTS_BARE = 32
-    INJECT_REFUSED = 33
-    MAX = 34
+    EDGES_FULL = 3
+    STACK_FULL = 4
+    SLOT_BUSY = 5
+    CONNECTIONS_FULL = 6
+    CONNECTION_BUSY = 7
+    QUEUE_FULL = 8
+    FRAMING_ERROR = 9
+    HEAD_TOO_LONG = 10
+    SCAN_LIMIT = 11
+    RESPONSE_WITHOUT_REQUEST = 12
+    TLS = 13
+    HTTP2 = 14
+    CARRIED_FULL = 15
+    EXCLUDED = 16
+    UNSAMPLED = 17
+    SERVER_SPANS = 18
+    ROOTS_ADOPTED = 19
+    REMOTE_ADOPTED = 20
+    ROOTS_UNSAMPLED = 21
+    ROOTS_SIGNAL_BLOCKED = 22
+    ROOTS_NO_TRACER = 23
+    ROOTS_OWN_ID = 24
+    ROOTS_UNWRITTEN = 25
+    PARENTS_UNWRITTEN = 26
+    ROOTS_DROPPED = 27
+    MANUAL_SPANS = 28
+    CLIENT_SPANS = 29
+    CAUSE_UNKNOWN = 30
+    REQUESTS_INJECTED = 31
+    REQUESTS_OWN = 32
+    REQUESTS_BARE = 33
+    INJECT_REFUSED = 34
+    MAX = 35
 
 
 class Adoption(IntEnum):
@@ -204,6 +205,7 @@ class InlinePlace(IntEnum):
     COUNTERS = 3072
     IN_FLIGHT = 4096
     RING = 8192
+    THREADS = 10240
     RECORDS = 12288
     MANUAL_SPANS = 1585152
 
@@ -214,6 +216,7 @@ class InlineSize(IntEnum):
     PATCHES = 16
     CELLS = 64
     RECORDS = 8192
+    THREADS = 256
 
 
 class InlineOperation(IntEnum):
@@ -394,7 +397,7 @@ CARRIED = Struct("<IIQQHHHHHBBB3s2048s8192s")
 
 
 class Target(NamedTuple):
-    """struct target, 200 bytes"""
+    """struct target, 192 bytes"""
 
     tokio_task_id: int
     tokio_task_tag: int
@@ -415,12 +418,9 @@ class Target(NamedTuple):
     samples: int
     astray_distance: int
     ends_astray: int
-    has_thread_edges: int
-    pad: int
     wants_wakes: int
     inject: int
     said_old_connection: int
-    pad_inject: int
     layout_context_trace_id: int
     layout_context_span_id: int
     layout_context_is_remote: int
@@ -453,7 +453,7 @@ class Target(NamedTuple):
     layout_pad_end: int
 
 
-TARGET = Struct("<QQQIIIIIIIIIIHHIIIIHHIIIIHHHHHHHHHHHHHHHHHHHHHHIQQQQQII")
+TARGET = Struct("<QQQIIIIIIIIIIHHIIIIIIIHHHHHHHHHHHHHHHHHHHHHHIQQQQQII")
 
 
 class ConnectionKey(NamedTuple):
@@ -486,17 +486,6 @@ class OwnExportKey(NamedTuple):
 
 
 OWN_EXPORT_KEY = Struct("<II")
-
-
-class OpenRequestKey(NamedTuple):
-    """struct open_request_key, 16 bytes"""
-
-    server_span_id: int
-    pid: int
-    pad: int
-
-
-OPEN_REQUEST_KEY = Struct("<QII")
 
 
 class InjectKey(NamedTuple):

@@ -69,22 +69,23 @@ struct shared_start {
 
 #define SHARED_LINE 8
 #define SHARED_LINES 8
+#define SHARED_START_ELEMENTS (SHARED_HANDED_ON - SHARED_STARTS)
 
 struct shared_starts {
 	struct shared_start entries[SHARED_LINES * SHARED_LINE];
 };
 
 _Static_assert(sizeof(struct shared_starts) <= sizeof(struct span_bucket), "they fit a value of the map");
-_Static_assert(SPANS_SHARED_STARTS *SHARED_LINES <= SPANS_BUCKETS, "the hash has bits enough");
+_Static_assert(SHARED_START_ELEMENTS *SHARED_LINES <= SPANS_BUCKETS, "the hash has bits enough");
 
 static __always_inline __u32 shared_index(__u64 thread)
 {
-	return SPANS_BUCKETS + spans_bucket_of(thread) % SPANS_SHARED_STARTS;
+	return SHARED_STARTS + spans_bucket_of(thread) % SHARED_START_ELEMENTS;
 }
 
 static __always_inline struct shared_start *shared_line(struct shared_starts *starts, __u64 thread)
 {
-	return &starts->entries[spans_bucket_of(thread) / SPANS_SHARED_STARTS % SHARED_LINES * SHARED_LINE];
+	return &starts->entries[spans_bucket_of(thread) / SHARED_START_ELEMENTS % SHARED_LINES * SHARED_LINE];
 }
 
 struct manual_span_key {
@@ -356,7 +357,7 @@ int otel_new_trace_id(struct pt_regs *ctx)
 	if (before)
 		start = *before;
 	key = current_task_key(target);
-	note_task_on_thread(target, pid, key);
+	note_task_on_thread(pid, key);
 	is_active = target->adoption != ADOPTION_LEARNING && find_context(pid, key, &found);
 	sampled = is_active && (found.server.flags & TRACE_FLAG_SAMPLED);
 	has_span_id = start.span_noted;
@@ -444,9 +445,7 @@ static __always_inline void share_span_id(__u32 pid, __u64 span_id)
 {
 	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
 	__u64 thread = BPF_CORE_READ(task, thread.fsbase);
-	void *tasks = bpf_map_lookup_elem(&spans_in_progress, &pid);
-	__u32 index = shared_index(thread);
-	struct shared_starts *starts = tasks ? bpf_map_lookup_elem(tasks, &index) : NULL;
+	struct shared_starts *starts = shared_element(pid, shared_index(thread));
 	struct shared_start *line, *entry = NULL;
 
 	if (!starts || !thread)

@@ -22,17 +22,10 @@
 /* The running task, or thread, begins another one. */
 static __always_inline void note_spawn(__u32 pid, __u64 spawner, __u64 spawned)
 {
-	struct task_edge_key key = {};
 	struct active_spans found = {};
-	struct task_edge edge = {};
 
-	if (!find_context(pid, spawner, &found))
-		return;
-	key.task_key = spawned;
-	key.pid = pid;
-	edge.server = found.server;
-	edge.active = found.active;
-	bpf_map_update_elem(&task_edges, &key, &edge, BPF_ANY);
+	if (find_context(pid, spawner, &found))
+		put_edge(pid, spawned, &found);
 }
 
 static __always_inline __u64 new_task_id(const struct pt_regs *ctx, __u64 where)
@@ -86,7 +79,7 @@ int tokio_task_spawned(struct pt_regs *ctx)
 	if (first && !*first)
 		__sync_val_compare_and_swap(first, 0, id);
 	key = current_task_key(target);
-	note_task_on_thread(target, pid, key);
+	note_task_on_thread(pid, key);
 	note_spawn(pid, key, id);
 	return 0;
 }
@@ -149,19 +142,23 @@ SEC("tp/task/task_newtask")
 int tokio_thread_started(struct task_newtask *ctx)
 {
 	struct active_spans found = {};
+	struct handed_on *all;
 	__u64 spawned;
 	__u32 pid;
 	struct target *target = current_target(&pid);
 
 	if (!target || !(ctx->clone_flags & CLONE_THREAD))
 		return 0;
+	all = handed_on_of(pid);
+	if (!all)
+		return 0;
 	spawned = TASK_KEY_THREAD | (__u32)ctx->pid;
-	if (target->has_thread_edges)
+	if (all->thread_edges)
 		forget_edge(pid, spawned);
-	else if (find_context(pid, current_task_key(target), &found))
-		target->has_thread_edges = 1;
-	if (target->has_thread_edges)
-		note_spawn(pid, current_task_key(target), spawned);
+	if (!find_context(pid, current_task_key(target), &found))
+		return 0;
+	__sync_fetch_and_add(&all->thread_edges, 1);
+	put_edge(pid, spawned, &found);
 	return 0;
 }
 
@@ -172,7 +169,7 @@ int tokio_thread_ends(void *ctx)
 	struct target *target = current_target(&pid);
 
 	(void)ctx;
-	if (target && target->has_thread_edges)
+	if (target && count_thread_edges(pid))
 		forget_edge(pid, thread_key());
 	return 0;
 }

@@ -6,6 +6,7 @@ enum counter {
 	COUNT_EVENT_LOST = 0, /* no room in the ring buffer */
 	COUNT_READ_FAULT, /* target memory could not be read */
 	COUNT_TASKS_FULL, /* spans_in_progress: bucket full */
+	COUNT_EDGES_FULL, /* a task's edge took the place of another one whose request is open */
 	COUNT_STACK_FULL, /* spans_in_progress: stack full */
 	COUNT_SLOT_BUSY, /* spans_in_progress: somebody else held the slot */
 	COUNT_CONNECTIONS_FULL, /* map `connections` full */

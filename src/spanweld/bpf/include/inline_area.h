@@ -28,6 +28,7 @@ enum inline_place {
 	INLINE_PLACE_COUNTERS = 0xc00, /* __u64 [COUNT_MAX], as in the map `counters` */
 	INLINE_PLACE_IN_FLIGHT = 0x1000, /* INLINE_CELLS counts of calls under way, a cache line each */
 	INLINE_PLACE_RING = 0x2000, /* struct inline_ring */
+	INLINE_PLACE_THREADS = 0x2800, /* __u64 [INLINE_SIZE_THREADS], threads that are known to run tasks */
 	INLINE_PLACE_RECORDS = 0x3000, /* struct inline_record [INLINE_RECORDS] */
 	INLINE_PLACE_MANUAL_SPANS = 0x183000, /* the open manual spans, a table of the code's own */
 };
@@ -36,6 +37,7 @@ enum inline_size {
 	INLINE_SIZE_PATCHES = 16,
 	INLINE_SIZE_CELLS = 64,
 	INLINE_SIZE_RECORDS = 8192,
+	INLINE_SIZE_THREADS = 256,
 };
 
 /* The agent's lock and what a later agent needs to clean up behind one that died. */

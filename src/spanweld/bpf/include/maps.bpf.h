@@ -12,10 +12,13 @@
 #define IN_TARGET 0
 /* Reads what the address of was read itself. */
 #define read_far(to, size, from) bpf_probe_read_user(to, size, from)
+/* The thread id is at hand: nothing to be spared. */
+#define is_known_to_run_tasks(thread_edges) false
 #endif
 
 #include "counters.h"
 #include "event.h"
+#include "handed_on.h"
 #include "inline_area.h"
 #include "spans_in_progress.h"
 #include "target.h"
@@ -72,14 +75,11 @@ struct {
 
 /*
  * key: process id; value: that target's own map, pinned, made and deleted by the agent.
- * Inner maps: key: bucket number (spans_bucket_of); written by http_server and otel_sdk. Behind the buckets
- * otel_sdk keeps roots that start, for its probes inside the target.
+ * Inner maps: key: enum shared_place; written by http_server, otel_sdk and tokio_tasks, and by code inside the target.
  */
-#define SPANS_SHARED_STARTS 32
-
 struct spans_in_progress_map {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, SPANS_BUCKETS + SPANS_SHARED_STARTS);
+	__uint(max_entries, SHARED_ELEMENTS);
 	__uint(map_flags, BPF_F_MMAPABLE);
 	__type(key, __u32);
 	__type(value, struct span_bucket);
@@ -187,12 +187,16 @@ static __always_inline __u64 current_task_key(const struct target *target)
 	return tag == TOKIO_TAG_SOME && id && !(id & TASK_KEY_THREAD) ? id : thread_key();
 }
 
-static __always_inline struct span_bucket *task_bucket(__u32 pid, __u64 key)
+static __always_inline void *shared_element(__u32 pid, __u32 index)
 {
 	void *tasks = bpf_map_lookup_elem(&spans_in_progress, &pid);
-	__u32 index = spans_bucket_of(key);
 
 	return tasks ? bpf_map_lookup_elem(tasks, &index) : NULL;
+}
+
+static __always_inline struct span_bucket *task_bucket(__u32 pid, __u64 key)
+{
+	return shared_element(pid, SHARED_BUCKETS + spans_bucket_of(key));
 }
 
 /* Number of the key's slot in its bucket, or -1. */

@@ -99,12 +99,9 @@ struct target {
 	/* Of spans that ended in a row unknown, while a known one lay beside: how many, and how far. */
 	__u32 astray_distance;
 	__u32 ends_astray;
-	__u16 has_thread_edges; /* task_edges has, or had, a thread of this process */
-	__u16 pad;
 	__u32 wants_wakes; /* EVENT_WAKES_WANTED was sent */
 	__u32 inject; /* requests out get headers */
 	__u32 said_old_connection; /* 1: that a connection is older than the agent; set by programs */
-	__u32 pad_inject;
 	struct sdk_layout layout;
 };
 

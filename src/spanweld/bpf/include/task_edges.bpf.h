@@ -1,12 +1,13 @@
 /*
  * What a task or a thread starts with: the span that was active where it was spawned, as long as that
- * request is open. And who woke a task, for the requests that it sends for others (task_edges.h).
+ * request is open (handed_on.h). And who woke a task, for the requests that it sends for others (task_edges.h).
  *
  * Ids of tasks never come back; those of threads do, so what hangs on one goes when the thread ends.
  */
 #ifndef SPANWELD_TASK_EDGES_BPF_H
 #define SPANWELD_TASK_EDGES_BPF_H
 
+#include "handed_on.h"
 #include "maps.bpf.h"
 #include "task_edges.h"
 
@@ -15,70 +16,6 @@ struct task_edge_key {
 	__u32 pid;
 	__u32 pad;
 };
-
-struct task_edge {
-	struct span_frame server; /* the request that the spawner worked for */
-	struct span_frame active; /* what was active there, `server` itself if nothing else */
-	__u32 has_slot; /* it is in `request_slots` */
-	__u32 pad;
-};
-
-/*
- * Written by tokio_tasks when a task is spawned, or a thread started, where a span is active; a thread's
- * deleted when it ends, waits for events, or is seen to run tasks. LRU: all else is forgotten by age.
- */
-struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 32768);
-	__type(key, struct task_edge_key);
-	__type(value, struct task_edge);
-} task_edges SEC(".maps");
-
-struct open_request_key {
-	__u64 server_span_id;
-	__u32 pid;
-	__u32 pad;
-};
-
-struct open_request {
-	__u32 slots; /* how many numbers of `request_slots` were given out */
-	__u32 is_closing;
-};
-
-/* Requests whose server span is open. Written and deleted by http_server; with the target by the agent. */
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 32768);
-	__type(key, struct open_request_key);
-	__type(value, struct open_request);
-} open_requests SEC(".maps");
-
-/* key: process id; value: how many of `open_requests` are its. Written by http_server, deleted by the agent. */
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 1024);
-	__type(key, __u32);
-	__type(value, __s64);
-} open_counts SEC(".maps");
-
-struct request_slot_key {
-	__u64 server_span_id;
-	__u32 pid;
-	__u32 number;
-};
-
-#define REQUEST_SLOTS_MAX 256
-
-/*
- * Keys of the tasks that have a slot in spans_in_progress for spans of a request which is another
- * task's, numbered by request. Written when such a task pushes for the first time, deleted with the request.
- */
-struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 16384);
-	__type(key, struct request_slot_key);
-	__type(value, __u64);
-} request_slots SEC(".maps");
 
 struct wake_record_key {
 	__u64 task_key;
@@ -127,49 +64,61 @@ struct {
 	__type(value, __u64);
 } wakes_followed SEC(".maps");
 
-static __always_inline struct task_edge *find_edge(__u32 pid, __u64 task_key)
+static __always_inline struct handed_on *handed_on_of(__u32 pid)
 {
-	struct task_edge_key key = {};
-
-	key.task_key = task_key;
-	key.pid = pid;
-	return bpf_map_lookup_elem(&task_edges, &key);
+	return shared_element(pid, SHARED_HANDED_ON);
 }
 
-static __always_inline struct open_request *find_open_request(__u32 pid, __u64 server_span_id)
+static __always_inline struct edge_bucket *find_edge_bucket(__u32 pid, __u64 task_key)
 {
-	struct open_request_key key = {};
-	struct open_request *request;
+	__u32 number = edge_bucket_of(task_key);
+	struct edge_buckets *element = shared_element(pid, SHARED_EDGES + number / EDGE_BUCKETS_EACH);
 
-	key.server_span_id = server_span_id;
-	key.pid = pid;
-	request = bpf_map_lookup_elem(&open_requests, &key);
-	return request && !*(volatile __u32 *)&request->is_closing ? request : NULL;
+	return element ? &element->buckets[number % EDGE_BUCKETS_EACH] : NULL;
+}
+
+static __always_inline struct open_bucket *find_open_bucket(__u32 pid, __u64 server_span_id)
+{
+	__u32 number = open_bucket_of(server_span_id);
+	struct open_buckets *element = shared_element(pid, SHARED_OPEN + number / OPEN_BUCKETS_EACH);
+
+	return element ? &element->buckets[number % OPEN_BUCKETS_EACH] : NULL;
+}
+
+static __always_inline struct listed_bucket *find_listed_bucket(__u32 pid, __u64 server_span_id, __u32 slot)
+{
+	__u32 number = listed_bucket_of(server_span_id, slot);
+	struct listed_buckets *element = shared_element(pid, SHARED_LISTED + number / LISTED_BUCKETS_EACH);
+
+	return element ? &element->buckets[number % LISTED_BUCKETS_EACH] : NULL;
+}
+
+/* Whether the request's server span is open. */
+GLOBAL int is_open(__u32 pid, __u64 server_span_id)
+{
+	struct open_bucket *bucket = find_open_bucket(pid, server_span_id);
+
+	return server_span_id && bucket && open_find(bucket, server_span_id) >= 0;
 }
 
 static __always_inline void open_request(__u32 pid, __u64 server_span_id)
 {
-	struct open_request_key key = {};
-	struct open_request request = {};
-	__s64 none = 0, *number;
+	struct open_bucket *bucket = find_open_bucket(pid, server_span_id);
+	struct handed_on *all = handed_on_of(pid);
 
-	key.server_span_id = server_span_id;
-	key.pid = pid;
-	if (!bpf_map_lookup_elem(&open_counts, &pid))
-		bpf_map_update_elem(&open_counts, &pid, &none, BPF_NOEXIST);
-	number = bpf_map_lookup_elem(&open_counts, &pid);
-	if (!number || bpf_map_update_elem(&open_requests, &key, &request, BPF_ANY)) {
-		count(COUNT_TASKS_FULL);
+	if (!bucket || !all)
 		return;
-	}
-	__sync_fetch_and_add(number, 1);
+	if (!open_add(bucket, server_span_id))
+		count(COUNT_TASKS_FULL);
+	else
+		__sync_fetch_and_add(&all->open, 1);
 }
 
 static __always_inline __s64 count_open(__u32 pid)
 {
-	__s64 *number = bpf_map_lookup_elem(&open_counts, &pid);
+	struct handed_on *all = handed_on_of(pid);
 
-	return number ? *(volatile __s64 *)number : 0;
+	return all ? *(volatile __s64 *)&all->open : 0;
 }
 
 GLOBAL int slot_end_unframed(struct span_slot *slot, __u64 key)
@@ -177,56 +126,68 @@ GLOBAL int slot_end_unframed(struct span_slot *slot, __u64 key)
 	return slot ? spans_end_unframed(slot, key) : SPANS_ABSENT;
 }
 
-static __always_inline void end_unframed(__u32 pid, __u64 task_key)
+GLOBAL int end_unframed(__u32 pid, __u64 task_key)
 {
 	struct span_slot *slot = find_slot(pid, task_key);
 
 	if (slot && slot_end_unframed(slot, task_key) == SPANS_BUSY)
 		count(COUNT_SLOT_BUSY);
+	return 0;
 }
 
-static long release_request_slot(__u32 index, void *context)
+struct listed_number {
+	__u64 server_span_id;
+	__u32 pid;
+	__u32 number;
+};
+
+static long release_listed(__u32 index, void *context)
 {
-	struct request_slot_key *key = context;
-	__u64 *task_key = bpf_map_lookup_elem(&request_slots, key);
+	struct listed_number *listed = context;
+	__u64 id = listed->server_span_id;
+	struct listed_bucket *bucket = find_listed_bucket(listed->pid, id, listed->number);
 
 	(void)index;
-	if (task_key) {
-		end_unframed(key->pid, *task_key);
-		bpf_map_delete_elem(&request_slots, key);
+	for (int i = 0; bucket && i < HANDED_BUCKET; i++) {
+		__u64 task_key = listed_take(&bucket->slots[i], id, 0);
+
+		if (task_key)
+			end_unframed(listed->pid, task_key);
 	}
-	key->number++;
+	listed->number++;
 	return 0;
 }
 
 /* A request's server span ends: with it goes what other tasks have pushed for it. */
 GLOBAL int close_request(__u32 pid, __u64 server_span_id)
 {
-	struct request_slot_key slot = {};
-	struct open_request_key key = {};
-	struct open_request *request;
-	__s64 *number;
-	__u32 slots;
+	struct open_bucket *bucket = find_open_bucket(pid, server_span_id);
+	struct handed_on *all = handed_on_of(pid);
+	struct listed_number listed = {};
+	int slots;
 
-	key.server_span_id = server_span_id;
-	key.pid = pid;
-	request = bpf_map_lookup_elem(&open_requests, &key);
-	if (!request)
+	if (!bucket || !all)
 		return 0;
-	/* Who pushes from now on sees that it is too late, and takes it back: push_spawned. */
-	__sync_fetch_and_add(&request->is_closing, 1);
-	slots = *(volatile __u32 *)&request->slots;
-	bpf_map_delete_elem(&open_requests, &key);
-	number = bpf_map_lookup_elem(&open_counts, &pid);
-	if (number)
-		__sync_fetch_and_add(number, -1);
-	if (slots > REQUEST_SLOTS_MAX)
-		slots = REQUEST_SLOTS_MAX;
-	slot.server_span_id = server_span_id;
-	slot.pid = pid;
+	/* Who pushes from now on sees that it is too late, and takes it back: push_upon. */
+	slots = open_close(bucket, server_span_id);
+	if (slots < 0)
+		return 0;
+	__sync_fetch_and_add(&all->open, -1);
+	listed.server_span_id = server_span_id;
+	listed.pid = pid;
 	if (slots)
-		bpf_loop(slots, release_request_slot, &slot, 0);
+		bpf_loop(slots, release_listed, &listed, 0);
 	return 0;
+}
+
+GLOBAL int bucket_read_edge(struct edge_bucket *bucket, __u64 task_key, struct active_spans *found)
+{
+	return bucket && found && edge_read(bucket, task_key, found);
+}
+
+GLOBAL int bucket_write_edge(struct edge_bucket *bucket, __u32 at, __u64 task_key, struct active_spans *from)
+{
+	return bucket && from && edge_write(bucket, at, task_key, from);
 }
 
 /*
@@ -235,15 +196,36 @@ GLOBAL int close_request(__u32 pid, __u64 server_span_id)
  */
 GLOBAL int spawner_context(__u32 pid, __u64 task_key, struct active_spans *found)
 {
-	struct task_edge *edge = find_edge(pid, task_key);
-
-	if (!edge || !found || !find_open_request(pid, edge->server.span_id))
+	if (!found || !bucket_read_edge(find_edge_bucket(pid, task_key), task_key, found) ||
+	    !is_open(pid, found->server.span_id))
 		return 0;
-	found->server = edge->server;
-	found->active = edge->active;
 	found->servers = 0;
 	found->is_set = 1;
 	return 1;
+}
+
+/*
+ * A task or thread begins with a context. Its edge takes the place of one whose request is over or, if there
+ * is none, of the oldest.
+ */
+GLOBAL int put_edge(__u32 pid, __u64 task_key, struct active_spans *from)
+{
+	struct edge_bucket *bucket = find_edge_bucket(pid, task_key);
+	__u32 first;
+
+	if (!bucket || !from)
+		return 0;
+	first = __sync_fetch_and_add(&bucket->next, 1);
+	for (__u32 i = 0; i < HANDED_BUCKET; i++) {
+		__u32 at = (first + i) % HANDED_BUCKET;
+
+		if (bucket->keys[at] && is_open(pid, bucket->edges[at].server.span_id))
+			continue;
+		if (bucket_write_edge(bucket, at, task_key, from))
+			return 1;
+	}
+	count(COUNT_EDGES_FULL);
+	return bucket_write_edge(bucket, first, task_key, from);
 }
 
 /*
@@ -274,26 +256,45 @@ GLOBAL int find_context(__u32 pid, __u64 task_key, struct active_spans *found)
 	return 1;
 }
 
+enum listing {
+	LISTED_NOT = 0, /* it may not push */
+	LISTED_BEFORE,
+	LISTED_NOW,
+};
+
 /* The running task, which has the request from its spawner, pushes: its slot goes with that request. */
 GLOBAL int list_slot(__u32 pid, __u64 task_key, __u64 server_span_id)
 {
-	struct open_request *request = find_open_request(pid, server_span_id);
-	struct task_edge *edge = find_edge(pid, task_key);
-	struct request_slot_key key = {};
+	struct edge_bucket *edges = find_edge_bucket(pid, task_key);
+	struct open_bucket *requests = find_open_bucket(pid, server_span_id);
+	struct listed_bucket *slots;
+	int at, number;
 
-	if (!request || !edge)
-		return 0;
-	if (edge->has_slot)
-		return 1;
-	key.server_span_id = server_span_id;
-	key.pid = pid;
-	key.number = __sync_fetch_and_add(&request->slots, 1);
-	if (key.number >= REQUEST_SLOTS_MAX || bpf_map_update_elem(&request_slots, &key, &task_key, BPF_ANY)) {
+	if (!edges || !requests)
+		return LISTED_NOT;
+	at = edge_find(edges, task_key);
+	if (at < 0)
+		return LISTED_NOT;
+	if (edges->edges[at % HANDED_BUCKET].listed == task_key)
+		return LISTED_BEFORE;
+	number = open_take_number(requests, server_span_id);
+	slots = number < 0 ? NULL : find_listed_bucket(pid, server_span_id, number);
+	if (!slots || !listed_add(slots, server_span_id, task_key)) {
 		count(COUNT_TASKS_FULL);
-		return 0;
+		return LISTED_NOT;
 	}
-	edge->has_slot = 1;
-	return 1;
+	edges->edges[at % HANDED_BUCKET].listed = task_key;
+	return LISTED_NOW + number;
+}
+
+/* The request has ended while the running task listed its slot and pushed. */
+GLOBAL int take_back(__u32 pid, __u64 task_key, __u64 server_span_id, int listing)
+{
+	struct listed_bucket *slots = find_listed_bucket(pid, server_span_id, listing - LISTED_NOW);
+
+	for (int i = 0; listing >= LISTED_NOW && slots && i < HANDED_BUCKET; i++)
+		listed_take(&slots->slots[i], server_span_id, task_key);
+	return end_unframed(pid, task_key);
 }
 
 /* Pushes upon what was found by find_context(). The stack of its callers is nearly full: no deeper calls. */
@@ -301,27 +302,38 @@ static __always_inline void push_upon(__u32 pid, __u64 task_key, struct span_fra
 				      const struct active_spans *found)
 {
 	__u64 spawner = found->servers ? 0 : found->server.span_id;
+	int listing = spawner ? list_slot(pid, task_key, spawner) : LISTED_NOT;
 
-	if (spawner && !list_slot(pid, task_key, spawner))
+	if (spawner && listing == LISTED_NOT)
 		return;
 	push_span(pid, task_key, frame);
-	if (spawner && !find_open_request(pid, spawner))
-		end_unframed(pid, task_key);
+	if (spawner && !is_open(pid, spawner))
+		take_back(pid, task_key, spawner, listing);
 }
 
-static __always_inline void forget_edge(__u32 pid, __u64 task_key)
+GLOBAL int forget_edge(__u32 pid, __u64 task_key)
 {
-	struct task_edge_key key = {};
+	struct edge_bucket *bucket = find_edge_bucket(pid, task_key);
 
-	key.task_key = task_key;
-	key.pid = pid;
-	bpf_map_delete_elem(&task_edges, &key);
+	if (bucket)
+		edge_forget(bucket, task_key);
+	return 0;
+}
+
+/* How many edges of threads the target ever had. */
+static __always_inline __u32 count_thread_edges(__u32 pid)
+{
+	struct handed_on *all = handed_on_of(pid);
+
+	return all ? *(volatile __u32 *)&all->thread_edges : 0;
 }
 
 /* A thread that runs tasks is a runtime's: what it does between them is nobody's. */
-static __always_inline void note_task_on_thread(const struct target *target, __u32 pid, __u64 task_key)
+static __always_inline void note_task_on_thread(__u32 pid, __u64 task_key)
 {
-	if (target->has_thread_edges && !(task_key & TASK_KEY_THREAD))
+	__u32 edges = task_key & TASK_KEY_THREAD ? 0 : count_thread_edges(pid);
+
+	if (edges && !is_known_to_run_tasks(edges))
 		forget_edge(pid, thread_key());
 }
 
@@ -331,7 +343,7 @@ static __always_inline void note_wait(const struct target *target, __u32 pid)
 	struct task_edge_key key = {};
 	__u8 yes = 1;
 
-	if (target->has_thread_edges)
+	if (count_thread_edges(pid))
 		forget_edge(pid, thread_key());
 	if (!bpf_map_lookup_elem(&wakes_followed, &pid))
 		return;
@@ -379,6 +391,13 @@ static __always_inline struct wake_record *find_driver_wakes(__u32 pid, __u64 ta
 	return bpf_map_lookup_elem(&driver_wakes, &key);
 }
 
+static __always_inline bool has_edge(__u32 pid, __u64 task_key)
+{
+	struct edge_bucket *bucket = find_edge_bucket(pid, task_key);
+
+	return bucket && edge_find(bucket, task_key) >= 0;
+}
+
 /* A record that has nothing in it. `is_open`: what came before it is not known. */
 static __always_inline struct wake_record *begin_wakes(void *map, struct wake_record_key *key, bool is_complete,
 						       bool is_open)
@@ -418,7 +437,7 @@ GLOBAL int note_wake(__u32 pid, __u64 woken, struct active_spans *waker)
 	record = find_wakes(pid, woken);
 	if (!record) {
 		/* Of a task that a request has spawned, it would be missed. */
-		if (waker->server.span_id == WAKE_BY_NOBODY && !find_edge(pid, woken))
+		if (waker->server.span_id == WAKE_BY_NOBODY && !has_edge(pid, woken))
 			return 0;
 		key.task_key = woken;
 		key.pid = pid;

@@ -10,6 +10,7 @@
 
 #define IN_TARGET 1
 #define read_far(to, size, from) inline_read_carefully(to, size, from)
+#define is_known_to_run_tasks(thread_edges) inline_is_known_to_run_tasks(thread_edges)
 
 #define SEC(name)
 #define __uint(name, val) int(*name)[val]
@@ -71,6 +72,23 @@ static __always_inline unsigned int inline_tid(void)
 		return INLINE_NO_TID;
 	__asm__("syscall" : "=a"(tid) : "a"((unsigned long)INLINE_GETTID) : "rcx", "r11");
 	return tid;
+}
+
+/*
+ * Spares the thread id where the running thread was told to run tasks before, and no thread has got an
+ * edge since, so not one that has this one's place either. One word says both.
+ */
+static __always_inline int inline_is_known_to_run_tasks(unsigned int thread_edges)
+{
+	unsigned long thread = inline_thread_pointer() >> 6;
+	unsigned long word = thread << 22 | (thread_edges & 0x3fffff);
+	volatile unsigned long *known = (volatile unsigned long *)(inline_area + INLINE_PLACE_THREADS) +
+					(thread * 0x9E3779B97F4A7C15UL >> 32) % INLINE_SIZE_THREADS;
+
+	if (*known == word)
+		return 1;
+	*known = word;
+	return 0;
 }
 
 static __always_inline unsigned long long bpf_get_current_pid_tgid(void)
