@@ -66,15 +66,15 @@ Priority: u=0, i
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("how", "middle", "requests"),
+    ("how", "middle", "write", "requests"),
     [
-        ("run", "plain", 500),
-        ("attach", "relay", 300),
-        ("run", "propagating", 300),
+        ("run", "plain", "inline", 500),
+        ("attach", "relay", "stop", 300),
+        ("run", "propagating", "stop", 300),
     ],
 )
-def test_every_span_has_the_parent_of_the_record(how: How, middle: Middle, requests: int) -> None:
-    outcome = check(requests=requests, how=how, middle=middle)
+def test_every_span_has_the_parent_of_the_record(how: How, middle: Middle, write: str, requests: int) -> None:
+    outcome = check(requests=requests, how=how, middle=middle, options=("--write", write))
     assert outcome.ok, outcome.report()
     assert outcome.verdict.most_unknown <= MOST_UNKNOWN, outcome.report()
     kinds = {kind for kind, count in outcome.verdict.spans.items() if count}

@@ -368,7 +368,10 @@ def main() -> int:
     parser.add_argument("--how", choices=("run", "attach"), default="run")
     parser.add_argument("--middle", choices=MIDDLES, default="plain")
     parser.add_argument("--profile", choices=("debug", "release"), default="release")
-    outcome = check(**vars(parser.parse_args()))
+    parser.add_argument("--write", default="auto")
+    arguments = vars(parser.parse_args())
+    options = ("--write", arguments.pop("write"))
+    outcome = check(**arguments, options=options)
     enough_known = outcome.verdict.most_unknown <= MOST_UNKNOWN
     if outcome.ok and enough_known:
         print(outcome)
