@@ -46,6 +46,7 @@ ENUMS = (
     "adopt_mode",
     "write_mode",
     "span_frame_kind",
+    "shared_place",
     "http_method",
     "http_end",
     "connection_role",

@@ -24,7 +24,7 @@ from spanweld.bpf.pins import PinFolder, remove_stale
 from spanweld.bpf.ring import RingReader
 from spanweld.errors import HostError, SpanweldError, TargetError, UsageError
 from spanweld.exporters import Exporter, make_exporters
-from spanweld.image import Image, SpanArguments, find_entry
+from spanweld.image import Image, SpanArguments, find_entry, find_increment
 from spanweld.join import CarriedContexts, RootLinks
 from spanweld.layouts import SdkLayout
 from spanweld.layouts.learned import LearnedLayout, Learner, Sample
@@ -347,7 +347,21 @@ class Agent:
         why_not = target.plan.why_not(group)
         if why_not and target.plan.facts.task_id is not None:
             self._say(f"pid {target.pid}: {_LOST_WITHOUT[group.name]}: {why_not}")
-        return [self._attach(target, point) for point in target.plan.points_of(group)]
+        return self._attach_group(target, group)
+
+    def _attach_group(self, target: Target, group: Instrumentation) -> list[Link]:
+        """What runs inside the target is attached with its writer."""
+        writer = target.writer if isinstance(target.writer, inline_writer.InlineWriter) else None
+        return [
+            self._attach(target, point)
+            for point in target.plan.points_of(group)
+            if writer is None or not writer.runs_at(point.taken)
+        ]
+
+    def _follow_from_outside(self, target: Target) -> None:
+        """Uprobes in place of what followed tasks inside the target."""
+        detach_all(target.task_links)
+        target.task_links = self._attach_group(target, tokio_tasks.INSTRUMENTATION)
 
     def _attach(self, target: Target, point: AttachPoint) -> Link:
         return self._bpf.attach_uprobe(
@@ -369,11 +383,11 @@ class Agent:
             return
         if target.wake_links:
             # Only now: of what was missed before, nothing is concluded.
-            self._bpf.map("wakes_followed").set(_u32(target.pid), bytes(8))
+            _say_wakes_are_followed(target.spans, since=_WAKES_NONE_YET)
 
     def _leave_wakes(self, target: Target) -> None:
         target.wakes_until = math.inf
-        self._bpf.map("wakes_followed").delete(_u32(target.pid))
+        _say_wakes_are_followed(target.spans, since=0)
         detach_all(target.wake_links)
         target.wake_links.clear()
 
@@ -404,6 +418,7 @@ class Agent:
             self._detach(target, lambda _: True)
             self._use(target, choose_instead(WriteMode.INLINE, target.choice), starting=False)
             self._put_target(target, target.plan.adopted_layout)
+            self._follow_from_outside(target)
             self._attach_probes(target, starting=False)
 
     def _give_up_inline(self, target: Target, error: TargetError) -> None:
@@ -655,6 +670,7 @@ class Agent:
             self._detach(target, lambda _: True)
             if isinstance(target.writer, inline_writer.InlineWriter):
                 self._say_report(target, target.writer.stop())
+                self._follow_from_outside(target)
         elif not target.plan.seen_late:
             self._detach(target, lambda probe: probe.until_verified)
 
@@ -748,6 +764,11 @@ def _inline_probes(plan: Plan, image: Path) -> list[inline_writer.InlineProbe]:
                 if isinstance(entry, str):
                     raise TargetError(entry, _UPROBE_INSTEAD)
                 probes.append(inline_writer.InlineProbe(point.probe.program, entry))
+        # These may as well be uprobes, each by itself.
+        for point in plan.points_of(tokio_tasks.INSTRUMENTATION)[: inline_writer.PLACES_WITHIN]:
+            taken = find_increment(file, point.function, point.taken) if point.taken is not None else ""
+            if not isinstance(taken, str):
+                probes.append(inline_writer.InlineProbe(point.probe.program, taken, point.cookie))
     return probes
 
 
@@ -827,6 +848,7 @@ def _parent_is_certain(layout: SdkLayout | LearnedLayout, arguments: SpanArgumen
     return said_by_code or layout.confidence.startswith("certain")
 
 
+_WAKES_NONE_YET = (1 << 64) - 1
 _EXCLUDED_MAX = 16
 _EXCLUDED_LENGTH = 64
 _OWN_EXPORTS_MAX = 16
@@ -834,6 +856,11 @@ _OWN_EXPORTS_MAX = 16
 
 def _u32(number: int) -> bytes:
     return number.to_bytes(4, "little")
+
+
+def _say_wakes_are_followed(spans: BpfMap, *, since: int) -> None:
+    """struct wakes_followed of a target: tokio_tasks puts in the first task that is spawned from then on."""
+    spans.set(_u32(events.SharedPlace.WAKES), since.to_bytes(8, "little").ljust(spans.value_size, b"\0"))
 
 
 def _delete_of_pid(bpf_map: BpfMap, pid: Pid, unpack: Callable[[bytes], tuple[int, ...]], index: int) -> None:

@@ -25,7 +25,7 @@ from spanweld.image import (
 )
 from spanweld.image.symbols import contains_name
 from spanweld.layouts import SdkLayout
-from spanweld.model import FileOffset
+from spanweld.model import FileOffset, VirtAddr
 from spanweld.probes import REGISTRY, otel_sdk, tokio_tasks
 from spanweld.probes.declaration import Instrumentation, Place, Probe, Release, Seen, release_of
 
@@ -49,6 +49,7 @@ class AttachPoint:
 
     ``cookie`` is a number that the program is given there: of a task's new id, its register; of a generator,
     how many bytes further on the call returns that is meant, of those of the function (0: every call is).
+    ``taken`` is the instruction that took a task's new id, if that is not the function's whole code.
     """
 
     probe: Probe
@@ -56,6 +57,7 @@ class AttachPoint:
     offset: FileOffset
     instruction: str
     cookie: int = 0
+    taken: VirtAddr | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,7 +309,12 @@ def _place_on_tasks(image: Image, facts: ImageFacts) -> tuple[ProbePlan, ...]:
     if not isinstance(ids, str):
         points = tuple(
             AttachPoint(
-                tokio_tasks.TASK_SPAWNED, place.function, place.offset, place.instruction, place.register
+                tokio_tasks.TASK_SPAWNED,
+                place.function,
+                place.offset,
+                place.instruction,
+                place.register,
+                place.taken,
             )
             for place in ids
         )

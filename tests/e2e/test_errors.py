@@ -680,7 +680,16 @@ def test_doctor() -> None:
     done = subprocess.run([*COMMAND, "doctor"], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "services can be traced here" in done.stdout
-    for word in ("kernel", "root", "BTF", "bpffs", "lockdown", "write stop", "(auto takes it)", "ns a probe"):
+    for word in (
+        "kernel",
+        "root",
+        "BTF",
+        "bpffs",
+        "lockdown",
+        "write inline",
+        "(auto takes it)",
+        "ns a probe",
+    ):
         assert word in done.stdout
 
 

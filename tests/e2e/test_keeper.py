@@ -29,7 +29,7 @@ def test_a_killed_agent_leaves_no_breakpoint(attempt: int) -> None:
     environ = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"}
     with Service(executable, environ=environ) as service:
         # The console export has a thread, and the kernel may end either of the two last.
-        with attach(service.pid, "--export", "console") as agent:
+        with attach(service.pid, "--write", "stop", "--export", "console") as agent:
             assert probed(service.pid, executable) >= 3
             load(service.address, range(attempt, 50), connections=8, target=lambda number: f"/roots/{number}")
             helpers = children_of(agent.process.pid)

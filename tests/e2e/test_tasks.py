@@ -59,7 +59,9 @@ SPANS = {
 }
 
 
-@pytest.fixture(scope="module", params=["release-run", "release-attach", "debug-run", "stripped-run", "inline-run"])
+@pytest.fixture(
+    scope="module", params=["release-run", "release-attach", "debug-run", "stripped-run", "inline-run"]
+)
 def lab(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Traced]:
     """The lab under ``--write stop``; stripped is its release build, and so is inline, with that writer."""
     profile, _, how = request.param.partition("-")

@@ -349,7 +349,7 @@ static void wake(__u64 waker, __u64 woken)
 static void follow_wakes(__u64 since)
 {
 	host_map_memory(&vtable, sizeof(vtable));
-	host_map_update("wakes_followed", &(__u32){PID}, &since);
+	((struct wakes_followed *)host_shared_element(PID, SHARED_WAKES))->first = since ? since : WAKES_NONE_YET;
 }
 
 /* A task that handles a request at a descriptor of its own. */

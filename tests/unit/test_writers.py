@@ -13,7 +13,7 @@ from spanweld.writers import choose, choose_instead
     ("kernel", "inline", "stop", "expected"),
     [
         ("", "", "", WriteMode.KERNEL),
-        ("locked down", "", "", WriteMode.STOP),
+        ("locked down", "", "", WriteMode.INLINE),
         ("locked down", "no patcher", "", WriteMode.STOP),
         ("locked down", "no patcher", "no tracer", WriteMode.OFF),
     ],

@@ -102,6 +102,19 @@ class SpanFrameKind(IntEnum):
     CLIENT = 3
 
 
+class SharedPlace(IntEnum):
+    """enum shared_place"""
+
+    BUCKETS = 0
+    STARTS = 1024
+    HANDED_ON = 1056
+    WAKES = 1057
+    OPEN = 1058
+    LISTED = 1090
+    EDGES = 1154
+    ELEMENTS = 1410
+
+
 class HttpMethod(IntEnum):
     """enum http_method"""
 
@@ -199,21 +212,21 @@ class InlinePlace(IntEnum):
 
     GUARD = 65536
     AREA = 69632
-    SPANS = 5849088
-    PATCHES = 1024
+    SPANS = 5857280
     TARGET = 2048
     COUNTERS = 3072
     IN_FLIGHT = 4096
     RING = 8192
     THREADS = 10240
-    RECORDS = 12288
-    MANUAL_SPANS = 1585152
+    PATCHES = 12288
+    RECORDS = 20480
+    MANUAL_SPANS = 1593344
 
 
 class InlineSize(IntEnum):
     """enum inline_size"""
 
-    PATCHES = 16
+    PATCHES = 128
     CELLS = 64
     RECORDS = 8192
     THREADS = 256

@@ -58,8 +58,7 @@ def tracing_options(function: Function) -> Function:
             envvar="SPANWELD_PROBES",
             show_default=True,
             help="How the SDK's functions are probed: by the kernel (uprobe), or by code put into the "
-            "service (inline), which costs nanoseconds, where it allows that. auto is uprobe, but for "
-            "--write inline, which demands it.",
+            "service (inline), which costs nanoseconds, where it allows that. auto is what --write needs.",
         ),
         click.option(
             "--adopt",

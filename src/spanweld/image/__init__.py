@@ -2,7 +2,7 @@
 
 from spanweld.image.code import FirstInstruction, find_returns, first_instruction
 from spanweld.image.elf import Image, Section, Segment
-from spanweld.image.entry import Entry, find_entry
+from spanweld.image.entry import Entry, find_entry, find_increment
 from spanweld.image.facts import ImageFacts, analyse, examine
 from spanweld.image.language import Language
 from spanweld.image.locate import locate, sdk_functions
@@ -28,6 +28,7 @@ __all__ = [
     "examine",
     "find_entry",
     "find_functions",
+    "find_increment",
     "find_many",
     "find_new_task_ids",
     "find_returns",

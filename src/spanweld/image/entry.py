@@ -1,5 +1,6 @@
-"""A function's first instructions, of which a jump is to take the place: may it, and what do they become.
+"""Instructions of which a jump is to take the place: may it, and what do they become.
 
+They are a function's first ones, or a single one within a function that is as long as the jump.
 The jump is five bytes long. The instructions that begin in them are displaced: they run elsewhere, and then
 jump back to what follows them. So nothing may lead to a place between the first and the last of these bytes.
 """
@@ -17,6 +18,7 @@ from spanweld.image.symbols import Function
 from spanweld.model import VirtAddr
 
 JUMP_SIZE = 5
+_MAX_INSTRUCTION = 15
 _MAX_TABLE = 4096
 _BRANCHES = (
     x86.FlowControl.UNCONDITIONAL_BRANCH,
@@ -30,8 +32,8 @@ _BRANCHES = (
 class Entry:
     """Where the jump goes, by the image's addresses, and the whole instructions that stand there.
 
-    ``address`` is the function's first byte, or lies behind the ``endbr64`` that stands there: an indirect
-    call must go on finding that.
+    ``address`` of a function's entry is its first byte, or lies behind the ``endbr64`` that stands there: an
+    indirect call must go on finding that.
     """
 
     function: Function
@@ -73,14 +75,35 @@ def find_entry(image: Image, function: Function) -> Entry | str:
     return entry
 
 
-def relocate(entry: Entry, bias: int, to: int) -> bytes:
-    """The displaced instructions as they are at the address ``to``, and the jump back behind them.
+def find_increment(image: Image, function: Function, address: VirtAddr) -> Entry | str:
+    """A ``lock xadd`` on one address, which a jump may displace alone; or a sentence why not.
 
-    ``bias`` is what the process adds to the image's addresses. ValueError where something cannot be
-    reached from there, or the result, decoded again, is not the same.
+    It fills the jump's bytes, so no branch and no return can lead into them, and no thread can stand there.
+    """
+    code = image.read_memory(address, _MAX_INSTRUCTION) or b""
+    instruction = next(iter(_decode(code, address)), None)
+    if instruction is None or instruction.mnemonic != x86.Mnemonic.XADD or not instruction.has_lock_prefix:
+        return f"no lock xadd stands at {address:#x}"
+    if instruction.len < JUMP_SIZE:
+        return f"the lock xadd at {address:#x} is too short for a jump"
+    entry = Entry(function, address, code[: instruction.len])
+    try:
+        relocate(entry, 0, address + (1 << 20))
+    except ValueError as error:
+        return f"the lock xadd at {address:#x} cannot be moved: {error}"
+    return entry
+
+
+def relocate(entry: Entry, bias: int, to: int, back: int | None = None) -> bytes:
+    """The displaced instructions as they are at the address ``to``, and the jump behind them.
+
+    ``bias`` is what the process adds to the image's addresses. The jump leads ``back``, by default to what
+    followed them. ValueError where something cannot be reached from there, or the result, decoded again,
+    is not the same.
     """
     instructions = _decode(entry.code, entry.address + bias)
-    back = entry.address + bias + len(entry.code)
+    if back is None:
+        back = entry.address + bias + len(entry.code)
     encoder = x86.BlockEncoder(64)
     encoder.add_many(instructions)
     encoder.add(x86.Instruction.create_branch(x86.Code.JMP_REL32_64, back))

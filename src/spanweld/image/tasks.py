@@ -86,13 +86,15 @@ class IdPlace:
     """An instruction before which the id of a task that is being spawned is in a register.
 
     ``function`` is what takes the id there, inlined or not. ``register`` is an index into ``REGISTERS``;
-    ``instruction`` is what stands at ``offset``.
+    ``instruction`` is what stands at ``offset``. ``taken`` is the address of the ``lock xadd`` that put the
+    id there, if the place is behind one.
     """
 
     function: Function
     offset: FileOffset
     register: int
     instruction: str
+    taken: VirtAddr | None = None
 
 
 def find_new_task_ids(image: Image) -> tuple[IdPlace, ...] | str:
@@ -184,19 +186,24 @@ def _places(image: Image, starts: list[int] | tuple[()], found_by: FoundBy) -> I
         place = _after_increment(image, start)
         if place is None:
             continue
-        address, register, text = place
+        address, register, text, taken = place
         offset = image.file_offset(address)
         if offset is None:
             continue
-        yield IdPlace(Function(_NAME, VirtAddr(start), 0, offset, found_by), offset, register, text)
+        function = Function(_NAME, VirtAddr(start), 0, offset, found_by)
+        yield IdPlace(function, offset, register, text, VirtAddr(taken))
 
 
-def _after_increment(image: Image, start: int) -> tuple[int, int, str] | None:
-    """(address, register, text) of the branch that follows ``lock xadd``, ``test``; None for other code."""
+def _after_increment(image: Image, start: int) -> tuple[int, int, str, int] | None:
+    """Of the branch that follows ``lock xadd``, ``test``: address, register, text, and address of the first.
+
+    None for other code.
+    """
     code = image.read_memory(start, _MAX_DISTANCE + 2 * _LONGEST)
     if code is None:
         return None
     number: int | None = None
+    taken = 0
     tested = False
     counter = x86.Register.NONE
     for count, instruction in enumerate(x86.Decoder(64, code, ip=start)):
@@ -208,7 +215,7 @@ def _after_increment(image: Image, start: int) -> tuple[int, int, str] | None:
                 by_register = counter != x86.Register.NONE and instruction.memory_base == counter
                 no_more = instruction.memory_displacement == 0 and instruction.memory_index == 0
                 if by_address or (by_register and no_more):
-                    number = instruction.op1_register
+                    number, taken = instruction.op1_register, instruction.ip
                 else:
                     return None
             elif count == 0 and instruction.mnemonic == x86.Mnemonic.MOV:
@@ -218,17 +225,19 @@ def _after_increment(image: Image, start: int) -> tuple[int, int, str] | None:
         elif not tested:
             operands = (instruction.op0_register, instruction.op1_register)
             if instruction.mnemonic != x86.Mnemonic.TEST or operands != (number, number):
-                return _without_test(image, instruction, number)
+                return _without_test(image, instruction, number, taken)
             tested = True
         else:
             if instruction.mnemonic not in (x86.Mnemonic.JE, x86.Mnemonic.JNE) or number not in _REGISTERS:
                 return None
             text = x86.Formatter(x86.FormatterSyntax.INTEL).format(instruction)
-            return instruction.ip, _REGISTERS[number], text
+            return instruction.ip, _REGISTERS[number], text, taken
     return None
 
 
-def _without_test(image: Image, after: x86.Instruction, number: int) -> tuple[int, int, str] | None:
+def _without_test(
+    image: Image, after: x86.Instruction, number: int, taken: int
+) -> tuple[int, int, str, int] | None:
     """The instruction after ``lock xadd``, if a probe may be put there."""
     offset = image.file_offset(after.ip)
     if offset is None or number not in _REGISTERS:
@@ -236,7 +245,7 @@ def _without_test(image: Image, after: x86.Instruction, number: int) -> tuple[in
     first = first_instruction(image, Function("", VirtAddr(after.ip), after.len, offset))
     if first is None or first.touches_memory or first.wide_nop:
         return None
-    return after.ip, _REGISTERS[number], first.text
+    return after.ip, _REGISTERS[number], first.text, taken
 
 
 def _guess_counter(image: Image) -> list[int]:

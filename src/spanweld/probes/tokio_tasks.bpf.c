@@ -65,23 +65,29 @@ static __always_inline __u64 new_task_id(const struct pt_regs *ctx, __u64 where)
 	return 0;
 }
 
-/* Where a new task has just got its id, which no other ever had. */
-SEC("uprobe")
-int tokio_task_spawned(struct pt_regs *ctx)
+/* Where a new task has just got its id, which no other ever had. The cookie says in which register. */
+static __always_inline int task_spawned(const struct pt_regs *ctx, __u64 cookie)
 {
-	__u64 id = new_task_id(ctx, bpf_get_attach_cookie(ctx)), key, *first;
+	__u64 id = new_task_id(ctx, cookie), key;
+	struct wakes_followed *followed;
 	__u32 pid;
 	struct target *target = current_target(&pid);
 
 	if (!target || !id || id & TASK_KEY_THREAD)
 		return 0;
-	first = bpf_map_lookup_elem(&wakes_followed, &pid);
-	if (first && !*first)
-		__sync_val_compare_and_swap(first, 0, id);
+	followed = shared_element(pid, SHARED_WAKES);
+	if (followed && *(volatile __u64 *)&followed->first == WAKES_NONE_YET)
+		__sync_val_compare_and_swap(&followed->first, WAKES_NONE_YET, id);
 	key = current_task_key(target);
 	note_task_on_thread(pid, key);
 	note_spawn(pid, key, id);
 	return 0;
+}
+
+SEC("uprobe")
+int tokio_task_spawned(struct pt_regs *ctx)
+{
+	return task_spawned(ctx, bpf_get_attach_cookie(ctx));
 }
 
 /* The id of a task, 0 if what is at an address does not look like one. */

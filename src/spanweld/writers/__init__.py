@@ -53,10 +53,10 @@ def choose(
 ) -> Choice:
     """The mode for what the user wants. The texts say why a mode cannot be had, or are empty.
 
-    ``auto`` takes the first of kernel and stop that works, and ``off`` if none does; not inline, whose
-    probes do not see what a request hands on to tasks. Any other mode is meant: HostError if it cannot be
-    had. Probes inside the target write there themselves, and no others do: ``inline`` of the one is
-    ``inline`` of the other.
+    ``auto`` takes the first of kernel, inline and stop that works, and ``off`` if none does; where one
+    target cannot be patched, ``choose_instead`` says what follows. Any other mode is meant: HostError if
+    it cannot be had. Probes inside the target write there themselves, and no others do: ``inline`` of the
+    one is ``inline`` of the other.
     """
     if probes is ProbesMode.UPROBE:
         inline_refused = inline_refused or "--probes uprobe puts no code into the service"
@@ -81,7 +81,7 @@ def choose(
                 f"--write {wanted.value} cannot be had: {refused[wanted]}", "use --write auto, or off"
             )
         return Choice(wanted, refused)
-    return Choice(next(mode for mode in _ORDER if mode not in (*refused, WriteMode.INLINE)), refused)
+    return Choice(next(mode for mode in _ORDER if mode not in refused), refused)
 
 
 _ORDER = (WriteMode.KERNEL, WriteMode.INLINE, WriteMode.STOP, WriteMode.OFF)

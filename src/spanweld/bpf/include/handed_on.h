@@ -81,6 +81,14 @@ struct handed_on {
 	__u32 pad;
 };
 
+/* Written as a whole by the agent, when probes on all wakes are attached and when they are taken off. */
+struct wakes_followed {
+	/* The first task that was spawned after that; WAKES_NONE_YET: none yet; 0: wakes are not followed. */
+	__u64 first;
+};
+
+#define WAKES_NONE_YET (~0ULL)
+
 /* What fits an element of the map. */
 #define OPEN_BUCKETS_EACH 32
 #define LISTED_BUCKETS_EACH 32
@@ -107,6 +115,7 @@ enum shared_place {
 	SHARED_BUCKETS = 0, /* struct span_bucket, by spans_bucket_of() */
 	SHARED_STARTS = SPANS_BUCKETS, /* roots that start, for probes inside the target: otel_sdk */
 	SHARED_HANDED_ON = SHARED_STARTS + 32, /* struct handed_on */
+	SHARED_WAKES, /* struct wakes_followed */
 	SHARED_OPEN, /* struct open_buckets */
 	SHARED_LISTED = SHARED_OPEN + (1 << OPEN_BUCKETS_LOG2) / OPEN_BUCKETS_EACH, /* struct listed_buckets */
 	SHARED_EDGES = SHARED_LISTED + (1 << LISTED_BUCKETS_LOG2) / LISTED_BUCKETS_EACH, /* struct edge_buckets */

@@ -12,7 +12,7 @@
 #define SPANWELD_INLINE_AREA_H
 
 #define INLINE_MAGIC 0x646c65776e617073ULL /* "spanweld" */
-#define INLINE_VERSION 1
+#define INLINE_VERSION 2
 
 /* A near jump, and what it may take the place of: instructions of at most 15 bytes. */
 #define INLINE_JUMP_SIZE 5
@@ -22,19 +22,19 @@
 enum inline_place {
 	INLINE_PLACE_GUARD = 0x10000, /* what lies before is code */
 	INLINE_PLACE_AREA = 0x11000,
-	INLINE_PLACE_SPANS = 0x594000,
-	INLINE_PLACE_PATCHES = 0x400, /* in the area: struct inline_patch [INLINE_PATCHES] */
-	INLINE_PLACE_TARGET = 0x800, /* struct target */
+	INLINE_PLACE_SPANS = 0x596000,
+	INLINE_PLACE_TARGET = 0x800, /* in the area: struct target */
 	INLINE_PLACE_COUNTERS = 0xc00, /* __u64 [COUNT_MAX], as in the map `counters` */
 	INLINE_PLACE_IN_FLIGHT = 0x1000, /* INLINE_CELLS counts of calls under way, a cache line each */
 	INLINE_PLACE_RING = 0x2000, /* struct inline_ring */
 	INLINE_PLACE_THREADS = 0x2800, /* __u64 [INLINE_SIZE_THREADS], threads that are known to run tasks */
-	INLINE_PLACE_RECORDS = 0x3000, /* struct inline_record [INLINE_RECORDS] */
-	INLINE_PLACE_MANUAL_SPANS = 0x183000, /* the open manual spans, a table of the code's own */
+	INLINE_PLACE_PATCHES = 0x3000, /* struct inline_patch [INLINE_SIZE_PATCHES] */
+	INLINE_PLACE_RECORDS = 0x5000, /* struct inline_record [INLINE_SIZE_RECORDS] */
+	INLINE_PLACE_MANUAL_SPANS = 0x185000, /* the open manual spans, a table of the code's own */
 };
 
 enum inline_size {
-	INLINE_SIZE_PATCHES = 16,
+	INLINE_SIZE_PATCHES = 128,
 	INLINE_SIZE_CELLS = 64,
 	INLINE_SIZE_RECORDS = 8192,
 	INLINE_SIZE_THREADS = 256,
@@ -59,10 +59,10 @@ struct inline_head {
 	__u32 pad;
 };
 
-/* A function's entry. */
+/* A function's entry, or an instruction within a function. */
 struct inline_patch {
 	__u64 address;
-	__u64 displaced; /* where its first instructions are now */
+	__u64 displaced; /* where the instructions that stood there are now */
 	__u8 before[24]; /* what stood there, `size` bytes of whole instructions */
 	__u8 jump[8]; /* what stands there now, in the first INLINE_JUMP_SIZE of them */
 	__u32 size;
@@ -105,7 +105,8 @@ _Static_assert(sizeof(struct inline_head) == 88, "inline_head has no hidden padd
 _Static_assert(sizeof(struct inline_patch) == 56, "inline_patch has no hidden padding");
 _Static_assert(sizeof(struct inline_record) == 192, "inline_record has no hidden padding");
 _Static_assert(sizeof(struct inline_order) == 48, "inline_order has no hidden padding");
-_Static_assert(INLINE_PLACE_PATCHES + INLINE_SIZE_PATCHES * sizeof(struct inline_patch) <= 0x800, "patches fit");
+_Static_assert(INLINE_PLACE_PATCHES + INLINE_SIZE_PATCHES * sizeof(struct inline_patch) <= INLINE_PLACE_RECORDS,
+	       "patches fit");
 _Static_assert(INLINE_PLACE_RECORDS + INLINE_SIZE_RECORDS * sizeof(struct inline_record) ==
 		       INLINE_PLACE_MANUAL_SPANS,
 	       "records fit");

@@ -56,6 +56,7 @@ FOR_THE_AGENT(enum adoption, adoption);
 FOR_THE_AGENT(enum adopt_mode, adopt_mode);
 FOR_THE_AGENT(enum write_mode, write_mode);
 FOR_THE_AGENT(enum span_frame_kind, span_frame_kind);
+FOR_THE_AGENT(enum shared_place, shared_place);
 FOR_THE_AGENT(enum inline_place, inline_place);
 FOR_THE_AGENT(enum inline_size, inline_size);
 FOR_THE_AGENT(enum inline_operation, inline_operation);

@@ -53,20 +53,17 @@ struct {
 	__type(value, __u8);
 } event_drivers SEC(".maps");
 
-/*
- * key: process id; value: the first task that was spawned after its wakes were followed, 0: none yet. Written by
- * the agent once probes on all wakes are attached, and by tokio_tasks; deleted by the agent.
- */
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 1024);
-	__type(key, __u32);
-	__type(value, __u64);
-} wakes_followed SEC(".maps");
-
 static __always_inline struct handed_on *handed_on_of(__u32 pid)
 {
 	return shared_element(pid, SHARED_HANDED_ON);
+}
+
+/* Since which task the target's wakes are followed; 0: they are not. */
+static __always_inline __u64 wakes_followed_since(__u32 pid)
+{
+	struct wakes_followed *followed = shared_element(pid, SHARED_WAKES);
+
+	return followed ? *(volatile __u64 *)&followed->first : 0;
 }
 
 static __always_inline struct edge_bucket *find_edge_bucket(__u32 pid, __u64 task_key)
@@ -345,7 +342,7 @@ static __always_inline void note_wait(const struct target *target, __u32 pid)
 
 	if (count_thread_edges(pid))
 		forget_edge(pid, thread_key());
-	if (!bpf_map_lookup_elem(&wakes_followed, &pid))
+	if (!wakes_followed_since(pid))
 		return;
 	key.task_key = current_task_key(target);
 	key.pid = pid;
@@ -414,10 +411,10 @@ static __always_inline struct wake_record *begin_wakes(void *map, struct wake_re
 	return record;
 }
 
-/* Whether a task was spawned after its wakes were followed. */
+/* Whether a task was spawned after its wakes were followed; none was before WAKES_NONE_YET. */
 static __always_inline bool is_followed(__u64 first, __u64 task_key)
 {
-	return first && task_key >= first && !(task_key & TASK_KEY_THREAD);
+	return task_key >= first && !(task_key & TASK_KEY_THREAD);
 }
 
 /*
@@ -427,7 +424,7 @@ static __always_inline bool is_followed(__u64 first, __u64 task_key)
  */
 GLOBAL int note_wake(__u32 pid, __u64 woken, struct active_spans *waker)
 {
-	__u64 *first = bpf_map_lookup_elem(&wakes_followed, &pid);
+	__u64 first = wakes_followed_since(pid);
 	struct wake_record_key key = {};
 	struct wake_record *record;
 	bool followed;
@@ -441,7 +438,7 @@ GLOBAL int note_wake(__u32 pid, __u64 woken, struct active_spans *waker)
 			return 0;
 		key.task_key = woken;
 		key.pid = pid;
-		followed = is_followed(*first, woken);
+		followed = is_followed(first, woken);
 		record = begin_wakes(&wake_records, &key, followed, !followed);
 	}
 	if (record)
@@ -455,7 +452,7 @@ GLOBAL int reset_wakes(__u32 pid, __u64 driver, __u32 had_body)
 	struct wake_record_key key = {};
 	struct wake_record *record;
 
-	if (!bpf_map_lookup_elem(&wakes_followed, &pid))
+	if (!wakes_followed_since(pid))
 		return 0;
 	record = find_driver_wakes(pid, driver);
 	if (record) {
@@ -503,7 +500,7 @@ GLOBAL int note_first_cause(__u32 pid, __u64 driver, struct active_spans *found)
 	struct wake_record_key key = {};
 	struct wake_record *record;
 
-	if (!found || !bpf_map_lookup_elem(&wakes_followed, &pid))
+	if (!found || !wakes_followed_since(pid))
 		return 0;
 	record = find_driver_wakes(pid, driver);
 	if (!record) {
@@ -527,7 +524,7 @@ GLOBAL int note_first_cause(__u32 pid, __u64 driver, struct active_spans *found)
  */
 GLOBAL int cause_by_tasks(__u32 pid, __u64 task_key, __u32 sender, struct active_spans *found)
 {
-	bool followed = bpf_map_lookup_elem(&wakes_followed, &pid) != NULL;
+	bool followed = wakes_followed_since(pid);
 	struct event_head event = {};
 	struct target *target;
 	int cause = CAUSE_NONE;

@@ -24,7 +24,7 @@ NAME = "spanweld"
 """Of the memfd: so a later agent finds it among the target's mappings."""
 SIZE = InlinePlace.SPANS - InlinePlace.AREA
 MAGIC = int.from_bytes(b"spanweld", "little")
-VERSION = 1
+VERSION = 2
 _PTHREAD_MUTEX_ROBUST = 1
 _PTHREAD_PROCESS_SHARED = 1
 _READY = 1

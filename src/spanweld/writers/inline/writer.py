@@ -17,7 +17,7 @@ from spanweld.bpf.events import (
 )
 from spanweld.errors import TargetError
 from spanweld.image import Entry
-from spanweld.image.entry import jump, relocate
+from spanweld.image.entry import JUMP_SIZE, jump, relocate
 from spanweld.model import Pid, VirtAddr
 from spanweld.process.memory import MemoryRange, load_bias, memory_ranges, read_memory
 from spanweld.settings import WriteMode
@@ -32,6 +32,11 @@ _STUBS = {
 }
 _STUBS_EACH = 4
 _DISPLACED_ROOM = 64
+# Of an instruction within a function, behind which the probe is.
+_STUBS_WITHIN = {"tokio_task_spawned": "task_spawned"}
+PLACES_WITHIN = 64
+"""So many places of one program can there be within functions."""
+_WITHIN_ROOM = 32
 _PAGE = 4096
 _REACH = 1 << 31
 # Between what is mapped for the probes and the executable, whose data may grow.
@@ -43,14 +48,15 @@ _REMEDY = "use --probes uprobe"
 
 @dataclass(frozen=True, slots=True)
 class InlineProbe:
-    """A program that runs inside the target, and where it is entered."""
+    """A program that runs inside the target, and where it is entered; ``cookie`` as of a uprobe there."""
 
     program: str
     entry: Entry
+    cookie: int = 0
 
 
 def serves(program: str) -> bool:
-    """Whether a BPF program has its like inside the target."""
+    """Whether a BPF program at a function's entry has its like inside the target."""
     return program in _STUBS
 
 
@@ -147,20 +153,29 @@ class InlineWriter:
         patches = []
         used: dict[str, int] = {}
         for probe in self._probes:
-            stub = _STUBS[probe.program]
+            is_within = probe.program in _STUBS_WITHIN
+            stub = (_STUBS_WITHIN if is_within else _STUBS)[probe.program]
             number = used[stub] = used.get(stub, -1) + 1
-            if number >= _STUBS_EACH:
+            if number >= (PLACES_WITHIN if is_within else _STUBS_EACH):
                 raise TargetError(f"there are too many functions for {probe.program}", _REMEDY)
             address = probe.entry.address + bias
             at = code.symbols[f"displaced_{stub}_{number}"]
+            behind = code.symbols[f"behind_{stub}_{number}"] if is_within else None
             try:
-                displaced = relocate(probe.entry, bias, base + at)
+                displaced = relocate(
+                    probe.entry, bias, base + at, base + behind if behind is not None else None
+                )
                 to_stub = jump(address, base + code.symbols[f"stub_{stub}_{number}"])
+                if behind is not None:
+                    back = code.symbols[f"back_{stub}_{number}"]
+                    content[back : back + JUMP_SIZE] = jump(base + back, address + len(probe.entry.code))
+                    cookie = code.symbols[f"cookie_{stub}_{number}"]
+                    content[cookie : cookie + 4] = probe.cookie.to_bytes(4, "little")
             except ValueError as error:
                 raise TargetError(
                     f"{probe.entry.function.name} cannot be patched: {error}", _REMEDY
                 ) from None
-            if len(displaced) > _DISPLACED_ROOM:
+            if len(displaced) > (_WITHIN_ROOM if is_within else _DISPLACED_ROOM):
                 raise TargetError(f"{probe.entry.function.name} begins with too much to move", _REMEDY)
             content[at : at + len(displaced)] = displaced
             before = probe.entry.code
@@ -186,6 +201,10 @@ class InlineWriter:
         if (int(status["SigCgt"], 16) | int(status["SigIgn"], 16)) >> (_SIGTRAP - 1) & 1:
             raise TargetError(f"process {self._target} handles or ignores SIGTRAP", _REMEDY)
 
+    def runs_at(self, address: VirtAddr | None) -> bool:
+        """Whether a probe is, or will be, inside the target at an address of its image."""
+        return any(probe.entry.address == address for probe in self._probes)
+
     def fileno(self) -> int | None:
         """None: what the probes have to say is in ``events``."""
         return None
@@ -205,6 +224,7 @@ class InlineWriter:
     def stop(self) -> str:
         """Takes the jumps out and unmaps all; what could not be is returned."""
         said = ""
+        self._probes = ()
         if self._patcher is not None:
             self._patcher.close()
             self._patcher = None

@@ -1,5 +1,5 @@
 /*
- * The SDK's probes as code inside the target: the programs of otel_sdk.bpf.c, and the maps behind them.
+ * The probes as code inside the target: programs of otel_sdk.bpf.c and tokio_tasks.bpf.c, and the maps behind them.
  * Entered from stubs.S with the registers of the probed function; what they return is whether that
  * function returns at once, with the rax and rdx that stand there then.
  *
@@ -7,6 +7,7 @@
  * target's. A signal handler may interrupt it anywhere and come here again: nothing waits for a lock.
  */
 #include "otel_sdk.bpf.c"
+#include "tokio_tasks.bpf.c"
 
 /* The compiler makes calls of these for what is large. */
 void *memset(void *to, int byte, unsigned long size)
@@ -188,4 +189,10 @@ int inline_ensure_ended(struct pt_regs *registers)
 	    target->parent_proven)
 		INLINE_HEAD->trusted = 1;
 	return 0;
+}
+
+/* Behind an instruction that took a new task's id; nothing is returned, and all registers stay. */
+void inline_task_spawned(struct pt_regs *registers, __u32 cookie)
+{
+	task_spawned(registers, cookie);
 }
