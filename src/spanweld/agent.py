@@ -270,10 +270,7 @@ class Agent:
             for probe in instrumentation.probes:
                 if probe.place is not Place.TRACEPOINT or probe.for_stop_writer is not for_stop_writer:
                     continue
-                if probe.tracepoints:
-                    self._links += self._bpf.attach_syscalls(probe.program, probe.tracepoints)
-                else:
-                    self._links.append(self._bpf.attach(probe.program))
+                self._links.append(self._bpf.attach(probe.program))
 
     @property
     def _bpf(self) -> BpfObject:

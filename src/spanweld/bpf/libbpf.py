@@ -90,7 +90,6 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "bpf_program__set_autoload": (c_int, (c_void_p, c_bool)),
     "bpf_program__attach_cgroup": (c_void_p, (c_void_p, c_int)),
     "bpf_program__name": (c_char_p, (c_void_p,)),
-    "bpf_program__attach_tracepoint": (c_void_p, (c_void_p, c_char_p, c_char_p)),
     "bpf_program__attach": (c_void_p, (c_void_p,)),
     "bpf_program__attach_uprobe_opts": (
         c_void_p,
@@ -367,18 +366,6 @@ class BpfObject:
         """Attaches a program where its section says."""
         pointer = self.library.bpf_program__attach(self._program(program))
         return self._link(pointer, f"cannot attach {program}")
-
-    def attach_syscalls(self, program: str, tracepoints: Iterable[str]) -> list[Link]:
-        """Attaches one program to several tracepoints of system calls, such as ``sys_exit_read``."""
-        return [
-            self._link(
-                self.library.bpf_program__attach_tracepoint(
-                    self._program(program), b"syscalls", tracepoint.encode()
-                ),
-                f"cannot attach {program} to {tracepoint}",
-            )
-            for tracepoint in tracepoints
-        ]
 
     def attach_cgroup(self, program: str, cgroup: Path) -> Link:
         """Attaches a program to a cgroup and all below it, beside those of others."""

@@ -26,24 +26,6 @@
  */
 #define GLOBAL __attribute__((noinline))
 
-/*
- * What the kernel hands to programs at syscalls/sys_enter_* and sys_exit_*: kernel/trace/trace_syscalls.c,
- * perf_call_bpf_enter() and perf_call_bpf_exit(). What follows the number there is whatever was on the stack.
- */
-struct syscall_enter {
-	__u64 unused;
-	__s32 nr;
-	__u32 garbage;
-	__u64 args[6];
-};
-
-struct syscall_exit {
-	__u64 unused;
-	__s32 nr;
-	__u32 garbage;
-	__s64 ret;
-};
-
 /* A type that only the agent uses: gets it into the object's BTF, from which events.py is made. */
 #define FOR_THE_AGENT(type, name) const type *for_the_agent_##name __attribute__((unused))
 
