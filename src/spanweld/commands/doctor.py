@@ -146,7 +146,8 @@ def measure_uprobe(bpf: BpfObject, function: Any) -> float | None:
         return None
     image, offset = Path(found.path), FileOffset(address - found.start + found.offset)
     return _difference(
-        lambda: bpf.attach_uprobe("otel_new_trace_id", own, image, offset).detach, lambda: function(1)
+        lambda: next(bpf.attach_uprobes("otel_new_trace_id", own, image, [(offset, 0)])).detach,
+        lambda: function(1),
     )
 
 
