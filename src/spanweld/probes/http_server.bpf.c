@@ -76,9 +76,13 @@ static __always_inline char line_char(const struct direction *d, __u32 at)
 }
 
 /* Length of the line that is kept, without its end; `from` where a header's value begins. */
-static __always_inline __u32 trimmed(const struct direction *d, __u32 from)
+GLOBAL __u32 trimmed(struct direction *d, __u32 from)
 {
-	__u32 end = d->line_length < LINE_MAX ? d->line_length : LINE_MAX;
+	__u32 end;
+
+	if (!d)
+		return 0;
+	end = d->line_length < LINE_MAX ? d->line_length : LINE_MAX;
 
 	for (int i = 0; i < 8; i++) {
 		char c;
@@ -93,8 +97,10 @@ static __always_inline __u32 trimmed(const struct direction *d, __u32 from)
 	return end;
 }
 
-static __always_inline __u32 value_start(const struct direction *d, __u32 from)
+GLOBAL __u32 value_start(struct direction *d, __u32 from)
 {
+	if (!d)
+		return 0;
 	for (int i = 0; i < 8; i++) {
 		char c = line_char(d, from);
 
@@ -106,7 +112,7 @@ static __always_inline __u32 value_start(const struct direction *d, __u32 from)
 }
 
 /* A length of decimal digits and nothing else; false: malformed. */
-static __always_inline bool parse_length(const struct direction *d, __u32 from, __u64 *length)
+static __always_inline bool parse_length(struct direction *d, __u32 from, __u64 *length)
 {
 	__u32 end = trimmed(d, from);
 	__u64 number = 0;
@@ -191,65 +197,86 @@ GLOBAL int parse_traceparent(struct direction *d, struct server_span_event *requ
 
 #include "propagation.bpf.h"
 
+/* Length of a request line's method, which is set; < 0: minus an opaque_reason. */
+GLOBAL int parse_method(struct direction *d, struct server_span_event *request)
+{
+	__u32 length = 0;
+	__u64 word;
+
+	if (!d || !request)
+		return -OPAQUE_FRAMING;
+	word = load64(d->line);
+	if ((__u32)word == (__u32)TEXT8('G', 'E', 'T', ' ', 0, 0, 0, 0)) {
+		request->method = METHOD_GET;
+		return 3;
+	}
+	if ((word & FIRST_BYTES(5)) == TEXT8('P', 'O', 'S', 'T', ' ', 0, 0, 0)) {
+		request->method = METHOD_POST;
+		return 4;
+	}
+	if ((__u32)word == (__u32)TEXT8('P', 'U', 'T', ' ', 0, 0, 0, 0)) {
+		request->method = METHOD_PUT;
+		return 3;
+	}
+	if ((word & FIRST_BYTES(5)) == TEXT8('H', 'E', 'A', 'D', ' ', 0, 0, 0)) {
+		request->method = METHOD_HEAD;
+		return 4;
+	}
+	if ((word & FIRST_BYTES(6)) == TEXT8('P', 'A', 'T', 'C', 'H', ' ', 0, 0)) {
+		request->method = METHOD_PATCH;
+		return 5;
+	}
+	if ((word & FIRST_BYTES(7)) == TEXT8('D', 'E', 'L', 'E', 'T', 'E', ' ', 0)) {
+		request->method = METHOD_DELETE;
+		return 6;
+	}
+	if (word == TEXT8('O', 'P', 'T', 'I', 'O', 'N', 'S', ' ')) {
+		request->method = METHOD_OPTIONS;
+		return 7;
+	}
+	if ((word & FIRST_BYTES(6)) == TEXT8('T', 'R', 'A', 'C', 'E', ' ', 0, 0)) {
+		request->method = METHOD_TRACE;
+		return 5;
+	}
+	if (word == TEXT8('C', 'O', 'N', 'N', 'E', 'C', 'T', ' ')) {
+		request->method = METHOD_CONNECT;
+		return 7;
+	}
+	if (word == TEXT8('P', 'R', 'I', ' ', '*', ' ', 'H', 'T'))
+		return -OPAQUE_HTTP2;
+	request->method = METHOD_OTHER;
+	for (int i = 0; i < HTTP_METHOD_MAX; i++) {
+		char c = line_char(d, i);
+
+		if (c == ' ')
+			break;
+		if ((c < 'A' || c > 'Z') && c != '-' && c != '_')
+			return -OPAQUE_FRAMING;
+		length++;
+	}
+	if (!length || length >= HTTP_METHOD_MAX)
+		return -OPAQUE_FRAMING;
+	if (bpf_probe_read_kernel(request->method_name, length, d->line))
+		return -OPAQUE_FRAMING;
+	request->method_name[length & (HTTP_METHOD_MAX - 1)] = 0;
+	return length;
+}
+
 /* 0: well-formed, 1: an empty line before the request line, < 0: minus an opaque_reason. */
 GLOBAL int parse_request_line(struct direction *d, struct server_span_event *request)
 {
-	__u32 length, method_length = 0, target_length;
-	__u64 word;
-	__u8 method = METHOD_OTHER;
+	__u32 length, method_length, target_length;
+	int result;
 
 	if (!d || !request)
 		return -OPAQUE_FRAMING;
 	length = trimmed(d, 0);
 	if (!length)
 		return 1;
-	word = load64(d->line);
-	if ((__u32)word == ((__u32)FIRST_BYTES(4) & TEXT8('G', 'E', 'T', ' ', 0, 0, 0, 0))) {
-		method = METHOD_GET;
-		method_length = 3;
-	} else if ((word & FIRST_BYTES(5)) == TEXT8('P', 'O', 'S', 'T', ' ', 0, 0, 0)) {
-		method = METHOD_POST;
-		method_length = 4;
-	} else if ((word & FIRST_BYTES(4)) == TEXT8('P', 'U', 'T', ' ', 0, 0, 0, 0)) {
-		method = METHOD_PUT;
-		method_length = 3;
-	} else if ((word & FIRST_BYTES(5)) == TEXT8('H', 'E', 'A', 'D', ' ', 0, 0, 0)) {
-		method = METHOD_HEAD;
-		method_length = 4;
-	} else if ((word & FIRST_BYTES(6)) == TEXT8('P', 'A', 'T', 'C', 'H', ' ', 0, 0)) {
-		method = METHOD_PATCH;
-		method_length = 5;
-	} else if ((word & FIRST_BYTES(7)) == TEXT8('D', 'E', 'L', 'E', 'T', 'E', ' ', 0)) {
-		method = METHOD_DELETE;
-		method_length = 6;
-	} else if (word == TEXT8('O', 'P', 'T', 'I', 'O', 'N', 'S', ' ')) {
-		method = METHOD_OPTIONS;
-		method_length = 7;
-	} else if ((word & FIRST_BYTES(6)) == TEXT8('T', 'R', 'A', 'C', 'E', ' ', 0, 0)) {
-		method = METHOD_TRACE;
-		method_length = 5;
-	} else if (word == TEXT8('C', 'O', 'N', 'N', 'E', 'C', 'T', ' ')) {
-		method = METHOD_CONNECT;
-		method_length = 7;
-	} else if (word == TEXT8('P', 'R', 'I', ' ', '*', ' ', 'H', 'T')) {
-		return -OPAQUE_HTTP2;
-	} else {
-		for (int i = 0; i < HTTP_METHOD_MAX; i++) {
-			char c = line_char(d, i);
-
-			if (c == ' ')
-				break;
-			if ((c < 'A' || c > 'Z') && c != '-' && c != '_')
-				return -OPAQUE_FRAMING;
-			method_length++;
-		}
-		if (!method_length || method_length >= HTTP_METHOD_MAX)
-			return -OPAQUE_FRAMING;
-		if (bpf_probe_read_kernel(request->method_name, method_length, d->line))
-			return -OPAQUE_FRAMING;
-		request->method_name[method_length & (HTTP_METHOD_MAX - 1)] = 0;
-	}
-	request->method = method;
+	result = parse_method(d, request);
+	if (result < 0)
+		return result;
+	method_length = result;
 	request->version_minor = 1;
 	if (d->line_length <= LINE_MAX) {
 		char minor;

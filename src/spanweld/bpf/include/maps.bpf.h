@@ -14,17 +14,18 @@
 #define read_far(to, size, from) bpf_probe_read_user(to, size, from)
 #endif
 
-#include "counters.h"
-#include "event.h"
-#include "inline_area.h"
-#include "spans_in_progress.h"
-#include "target.h"
-
 /*
  * Global functions are verified once, alone, whoever calls them: what is long and called from
  * several places is one, so that the verifier's work stays small.
  */
 #define GLOBAL __attribute__((noinline))
+#define SPANS_FUNCTION GLOBAL
+
+#include "counters.h"
+#include "event.h"
+#include "inline_area.h"
+#include "spans_in_progress.h"
+#include "target.h"
 
 /* A type that only the agent uses: gets it into the object's BTF, from which events.py is made. */
 #define FOR_THE_AGENT(type, name) const type *for_the_agent_##name __attribute__((unused))
@@ -201,11 +202,6 @@ GLOBAL int slot_clear(struct span_slot *slot, __u64 key)
 	return slot ? spans_clear(slot, key) : SPANS_ABSENT;
 }
 
-GLOBAL int slot_active(struct span_slot *slot, __u64 key, struct active_spans *found)
-{
-	return slot && found ? spans_active(slot, key, found) : SPANS_ABSENT;
-}
-
 GLOBAL int bucket_claim(struct span_bucket *bucket, __u64 key)
 {
 	for (int i = 0; bucket && i < SPANS_BUCKET_SLOTS; i++)
@@ -227,7 +223,7 @@ static __always_inline bool find_active(__u32 pid, __u64 key, struct active_span
 {
 	struct span_slot *slot = find_slot(pid, key);
 
-	return slot && slot_active(slot, key, found) == SPANS_OK;
+	return slot && spans_active(slot, key, found) == SPANS_OK;
 }
 
 /* Makes a slot if the task, which is the running one, has none. */

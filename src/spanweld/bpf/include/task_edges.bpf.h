@@ -172,16 +172,11 @@ static __always_inline __s64 count_open(__u32 pid)
 	return number ? *(volatile __s64 *)number : 0;
 }
 
-GLOBAL int slot_end_unframed(struct span_slot *slot, __u64 key)
-{
-	return slot ? spans_end_unframed(slot, key) : SPANS_ABSENT;
-}
-
 static __always_inline void end_unframed(__u32 pid, __u64 task_key)
 {
 	struct span_slot *slot = find_slot(pid, task_key);
 
-	if (slot && slot_end_unframed(slot, task_key) == SPANS_BUSY)
+	if (slot && spans_end_unframed(slot, task_key) == SPANS_BUSY)
 		count(COUNT_SLOT_BUSY);
 }
 
@@ -258,7 +253,7 @@ GLOBAL int find_context(__u32 pid, __u64 task_key, struct active_spans *found)
 	if (!found)
 		return 0;
 	if (slot) {
-		int result = slot_active(slot, task_key, found);
+		int result = spans_active(slot, task_key, found);
 
 		if (result == SPANS_OK)
 			return 1;
