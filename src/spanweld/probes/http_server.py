@@ -1,6 +1,6 @@
 """HTTP server: a server span for each HTTP/1.1 request that the target answers.
 
-No symbol is needed: system call tracepoints see the traffic of the sockets that the target accepted.
+No symbol is needed: the tracepoints of system calls see the traffic of the sockets that the target accepted.
 Names and attributes: OpenTelemetry semantic conventions, HTTP spans, stable.
 """
 
