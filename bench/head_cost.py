@@ -4,45 +4,46 @@
 
 `minimal` runs under the agent, and wrk sends it requests whose head is exactly N bytes long (500 by default),
 with the lines that a browser sends; with --brings, a tracestate and baggage are among them.
-kernel.bpf_stats_enabled counts time and runs of each program; divided by the requests that were served, the
-median over some rounds:
+Two programs at each tracepoint, one attached before the agent's and one after it (around.bpf.c), take the
+time in between, by system call; what they see without the agent is taken off. Divided by the requests
+that were served, the median over some rounds:
 
-- head: the programs at the end of the calls that read, which find and parse the request's head. The reads
-  that found nothing are in it, for they come with each request.
-- response: those at the end of the calls that write: status, framing, end of the span, its event.
-- waits: epoll_wait.
+- head: at the end of the calls that read, where the request's head is found and parsed. The reads that found
+  nothing are in it, for they come with each request.
+- response: at the end of the calls that write: status, framing, end of the span, its event.
+- other: at the beginning and the end of all others.
 
-The count itself costs some tens of nanoseconds a run, and interrupts that come while a program runs count as
-its time; both are in the figures, and so is what the programs cost wrk, which is no target: the look that
-finds this out. Needs root, bpftool and wrk.
+Interrupts that come in between count, too. Needs root, clang and wrk.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import re
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
 
+from build_native import bpf_command, find_clang
+from spanweld.bpf.libbpf import BpfObject, Libbpf, detach_all
 from tests.support.agent import attach
 from tests.support.services import Service, binary
 
 GOAL_NS = 2000
-STATISTICS = Path("/proc/sys/kernel/bpf_stats_enabled")
+Figures = dict[str, float]
 
-GROUPS = {
-    "head": ("http_in",),
-    "response": ("http_out",),
-    "waits": ("http_epoll_wait", "http_epoll_pwait", "http_epoll_pwait2"),
-}
+CALLS = 512  # as in around.bpf.c
+
+# arch/x86/entry/syscalls/syscall_64.tbl: read, readv, recvfrom, recvmsg; write, writev, sendto, sendmsg
+GROUPS = {"head": (0, 19, 45, 47), "response": (1, 20, 44, 46)}
+OTHER = "other"
 
 HEADERS = (
     "User-Agent: Mozilla/5.0 (X11; Linux x86_64; rv:128.0) Gecko/20100101 Firefox/128.0",
@@ -110,36 +111,42 @@ def headers_for(length: int, url: str, fixed: tuple[str, ...]) -> tuple[str, ...
     return headers
 
 
-def statistics_of_programs() -> dict[str, int]:
-    """Nanoseconds, by name, of every program that is loaded; those of one name are added up."""
-    listed = subprocess.run(["bpftool", "--json", "prog", "show"], check=True, capture_output=True).stdout
-    found: dict[str, int] = {}
-    for program in json.loads(listed):
-        name = program.get("name", "")
-        found[name] = found.get(name, 0) + program.get("run_time_ns", 0)
-    return found
-
-
 @contextlib.contextmanager
-def counting() -> Iterator[None]:
-    """The kernel's statistics of programs are on."""
-    before = STATISTICS.read_text()
-    STATISTICS.write_text("1\n")
-    try:
-        yield
-    finally:
-        STATISTICS.write_text(before)
+def watching(pid: int) -> Iterator[tuple[BpfObject, Callable[[], None]]]:
+    """The programs of around.bpf.c: the first of each pair attached, and what attaches the others."""
+    root = Path(__file__).resolve().parent.parent
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "around.bpf.o"
+        source = Path(__file__).with_name("around.bpf.c")
+        subprocess.run(bpf_command(root, find_clang(), source, path), check=True)
+        with BpfObject(Libbpf(), path) as bpf:
+            bpf.set_constant("watched", pid.to_bytes(4, "little"))
+            bpf.load()
+            links = [bpf.attach("before_exit"), bpf.attach("before_enter")]
+
+            def close() -> None:
+                links.extend([bpf.attach("after_exit"), bpf.attach("after_enter")])
+
+            try:
+                yield bpf, close
+            finally:
+                detach_all(links)
 
 
-def one_round(url: str, headers: tuple[str, ...], connections: int, seconds: int) -> dict[str, float]:
+def spent(bpf: BpfObject) -> list[int]:
+    """Nanoseconds until now, by system call: at their ends, then at their beginnings."""
+    cells = bpf.map("spent")
+    values = [cells.get(number.to_bytes(4, "little")) or b"" for number in range(2 * CALLS)]
+    return [sum(value[0] for value in struct.iter_unpack("<Q", cell)) for cell in values]
+
+
+def one_round(bpf: BpfObject, url: str, headers: tuple[str, ...], connections: int, seconds: int) -> Figures:
     """Nanoseconds a request, by group."""
-    before = statistics_of_programs()
+    before = spent(bpf)
     requests = load(url, headers, connections, seconds)
-    after = statistics_of_programs()
-    return {
-        group: sum(after.get(name, 0) - before.get(name, 0) for name in names) / requests
-        for group, names in GROUPS.items()
-    }
+    took = [after - before for before, after in zip(before, spent(bpf), strict=True)]
+    figures = {group: sum(took[number] for number in numbers) / requests for group, numbers in GROUPS.items()}
+    return {**figures, OTHER: sum(took) / requests - sum(figures.values())}
 
 
 def measure(length: int, rounds: int, seconds: int, connections: int, fixed: tuple[str, ...]) -> float:
@@ -147,14 +154,26 @@ def measure(length: int, rounds: int, seconds: int, connections: int, fixed: tup
     with tempfile.TemporaryDirectory() as folder, Service(binary("minimal", "release")) as service:
         headers = headers_for(length, service.url, fixed)
         url = service.url + "/"
-        with attach(service.pid, "--write", "off", export=Path(folder) / "spans"), counting():
+
+        def some_rounds(bpf: BpfObject) -> list[Figures]:
             load(url, headers, connections, 1)
-            figures = [one_round(url, headers, connections, seconds) for _ in range(rounds)]
+            return [one_round(bpf, url, headers, connections, seconds) for _ in range(rounds)]
+
+        with watching(service.pid) as (bpf, close):
+            close()
+            bare = some_rounds(bpf)
+        with (
+            watching(service.pid) as (bpf, close),
+            attach(service.pid, "--write", "off", export=Path(folder) / "spans"),
+        ):
+            close()
+            traced = some_rounds(bpf)
+    nothing = {group: median(figures[group] for figures in bare) for group in (*GROUPS, OTHER)}
     print(f"minimal, {connections} connections, heads of {length} bytes: nanoseconds a request")
-    for group in GROUPS:
-        values = [figure[group] for figure in figures]
+    for group, without in nothing.items():
+        values = [figures[group] - without for figures in traced]
         print(f"  {group:<9} {median(values):6.0f}   (from {min(values):.0f} to {max(values):.0f})")
-    return median(figure["head"] for figure in figures)
+    return median(figures["head"] for figures in traced) - nothing["head"]
 
 
 def main() -> int:

@@ -55,8 +55,9 @@ def attach_some(groups: int, arguments: Sequence[str]) -> None:
     """The agent, but with so many groups of probes on tasks."""
     follow = Agent._follow  # there is no option for this, as nobody would want less
 
-    def follow_some(agent: Agent, target: Target, group: Instrumentation) -> list[Link]:
-        return follow(agent, target, group) if group in GROUPS[:groups] else []
+    def follow_some(agent: Agent, target: Target, group: Instrumentation, links: list[Link]) -> None:
+        if group in GROUPS[:groups]:
+            follow(agent, target, group, links)
 
     with patch.object(Agent, "_follow", follow_some), patch.object(sys, "argv", ["spanweld", *arguments]):
         spanweld()

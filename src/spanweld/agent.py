@@ -9,7 +9,7 @@ import selectors
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
@@ -150,7 +150,7 @@ def load_programs(settings: Settings, host: Host) -> tuple[BpfObject, Choice]:
     may_write = settings.write in (WriteMode.AUTO, WriteMode.KERNEL)
     if may_write and settings.probes is not ProbesMode.INLINE and not refused:
         try:
-            loaded = _load_object(library, settings, kernel_writes=True)
+            loaded = _load_object(library, settings, host, kernel_writes=True)
         except HostError as error:
             refused = f"the kernel refused bpf_probe_write_user ({error.message})"
     choice = choose(
@@ -160,26 +160,28 @@ def load_programs(settings: Settings, host: Host) -> tuple[BpfObject, Choice]:
         inline_refused=inline_writer.why_not(),
         stop_refused=stop_writer.why_not(),
     )
-    return loaded or _load_object(library, settings, kernel_writes=False), choice
+    return loaded or _load_object(library, settings, host, kernel_writes=False), choice
 
 
-def _load_object(library: Libbpf, settings: Settings, *, kernel_writes: bool) -> BpfObject:
+def _load_object(library: Libbpf, settings: Settings, host: Host, *, kernel_writes: bool) -> BpfObject:
     if settings.inject is InjectMode.OFF:
-        return _load_without(library, settings, kernel_writes, "it is off")
+        return _load_without(library, settings, host, kernel_writes, "it is off")
     try:
-        return _load_without(library, settings, kernel_writes, "")
+        return _load_without(library, settings, host, kernel_writes, "")
     except HostError as error:
         refusal = error
     try:
         return _load_without(
-            library, settings, kernel_writes, f"the kernel refused the programs ({refusal.message})"
+            library, settings, host, kernel_writes, f"the kernel refused the programs ({refusal.message})"
         )
     except HostError:
         raise refusal from None
 
 
-def _load_without(library: Libbpf, settings: Settings, kernel_writes: bool, no_injection: str) -> BpfObject:
-    bpf = BpfObject(library, BPF_OBJECT)
+def _load_without(
+    library: Libbpf, settings: Settings, host: Host, kernel_writes: bool, no_injection: str
+) -> BpfObject:
+    bpf = BpfObject(library, BPF_OBJECT, many_uprobes_at_once=host.many_uprobes_at_once)
     try:
         if no_injection:
             bpf.leave_out(injection.PROGRAMS, injection.MAPS, no_injection)
@@ -271,10 +273,7 @@ class Agent:
             for probe in instrumentation.probes:
                 if probe.place is not Place.TRACEPOINT or probe.for_stop_writer is not for_stop_writer:
                     continue
-                if probe.tracepoints:
-                    self._links += self._bpf.attach_syscalls(probe.program, probe.tracepoints)
-                else:
-                    self._links.append(self._bpf.attach(probe.program))
+                self._links.append(self._bpf.attach(probe.program))
 
     @property
     def _bpf(self) -> BpfObject:
@@ -323,7 +322,7 @@ class Agent:
                 listening = self._bpf.map("listening")
                 for port in listening_ports(pid):
                     listening.set(events.LISTENING_KEY.pack(pid, port), b"\1")
-            target.task_links = self._follow(target, tokio_tasks.INSTRUMENTATION)
+            self._follow(target, tokio_tasks.INSTRUMENTATION, target.task_links)
             if plan.has_http_client:
                 # Whether it needs them is not known, but the first request out would be too late.
                 self._follow_wakes(target)
@@ -342,42 +341,45 @@ class Agent:
             self._selector.register(descriptor, selectors.EVENT_READ, target)
         return target
 
-    def _follow(self, target: Target, group: Instrumentation) -> list[Link]:
+    def _follow(self, target: Target, group: Instrumentation, links: list[Link]) -> None:
         """Attaches a group of what follows the tasks of a target, or says what is lost without it."""
         why_not = target.plan.why_not(group)
         if why_not and target.plan.facts.task_id is not None:
             self._say(f"pid {target.pid}: {_LOST_WITHOUT[group.name]}: {why_not}")
-        return self._attach_group(target, group)
+        self._attach_group(target, group, links)
 
-    def _attach_group(self, target: Target, group: Instrumentation) -> list[Link]:
+    def _attach_group(self, target: Target, group: Instrumentation, links: list[Link]) -> None:
         """What runs inside the target is attached with its writer."""
         writer = target.writer if isinstance(target.writer, inline_writer.InlineWriter) else None
-        return [
-            self._attach(target, point)
+        points = [
+            point
             for point in target.plan.points_of(group)
             if writer is None or not writer.runs_at(point.taken)
         ]
+        for _, link in self._attach(target, points):
+            links.append(link)
 
     def _follow_from_outside(self, target: Target) -> None:
         """Uprobes in place of what followed tasks inside the target."""
         detach_all(target.task_links)
-        target.task_links = self._attach_group(target, tokio_tasks.INSTRUMENTATION)
+        target.task_links.clear()
+        self._attach_group(target, tokio_tasks.INSTRUMENTATION, target.task_links)
 
-    def _attach(self, target: Target, point: AttachPoint) -> Link:
-        return self._bpf.attach_uprobe(
-            point.probe.program,
-            target.pid,
-            target.image,
-            point.offset,
-            cookie=point.cookie,
-        )
+    def _attach(self, target: Target, points: Sequence[AttachPoint]) -> Iterator[tuple[Probe, Link]]:
+        """Attaches programs one after the other, each to all of its points."""
+        for probe, group in groupby(points, key=lambda point: point.probe):
+            places = [(point.offset, point.cookie) for point in group]
+            for link in self._bpf.attach_uprobes(probe.program, target.pid, target.image, places):
+                yield probe, link
 
     def _follow_wakes(self, target: Target) -> None:
         if target.wake_links:
             return
         try:
-            target.wake_links = self._follow(target, tokio_tasks.WAKES)
+            self._follow(target, tokio_tasks.WAKES, target.wake_links)
         except HostError as error:
+            detach_all(target.wake_links)
+            target.wake_links.clear()
             if is_running(target.pid):
                 self._say(f"pid {target.pid}: {_LOST_WITHOUT[tokio_tasks.WAKES.name]}: {error.message}")
             return
@@ -400,12 +402,18 @@ class Agent:
         writer = target.writer
         inline = isinstance(writer, inline_writer.InlineWriter)
         # What sees a span begin comes last, and goes first: none begins that is not seen to be built.
-        for point in reversed(target.plan.points):
-            program = point.probe.program
+        points = [
+            point
+            for point in reversed(target.plan.points)
             # Code inside the target needs to be told of span ids alone.
-            if inline and (inline_writer.serves(program) or program == "otel_new_trace_id_returns"):
-                continue
-            target.links.insert(0, (point.probe, self._attach(target, point)))
+            if not inline
+            or not (
+                inline_writer.serves(point.probe.program)
+                or point.probe.program == "otel_new_trace_id_returns"
+            )
+        ]
+        for attached in self._attach(target, points):
+            target.links.insert(0, attached)
         if isinstance(writer, inline_writer.InlineWriter) and not starting:
             self._attach_inline(target, writer)
 

@@ -229,11 +229,6 @@ struct task_struct *bpf_get_current_task_btf(void)
 	return &running->task;
 }
 
-long bpf_task_pt_regs(struct task_struct *task)
-{
-	return (long)&((struct thread *)task)->registers;
-}
-
 static struct file **descriptor(int fd)
 {
 	if (fd < 0 || fd >= DESCRIPTORS_MAX)
@@ -339,42 +334,41 @@ static void arguments(__u64 first, __u64 second, __u64 third, __u64 fourth)
 	running->registers.r10 = fourth;
 }
 
-static void enter(int (*program)(struct syscall_enter *), __u64 first, __u64 second)
+static void enter_call(int nr)
 {
-	struct syscall_enter context = {.args = {first, second}};
+	__u64 context[2] = {(__u64)&running->registers, nr};
 
+	running->registers.orig_ax = nr;
 	host_enter();
-	program(&context);
+	http_sys_enter(context);
 	host_leave();
 }
 
-static void leave_call(int (*program)(struct syscall_exit *), __s32 nr, __s64 result)
+static void leave_call(int nr, long result)
 {
-	struct syscall_exit context = {.nr = nr, .garbage = 0xbad, .ret = result};
+	__u64 context[2] = {(__u64)&running->registers, result};
 
+	running->registers.orig_ax = nr;
 	host_enter();
-	program(&context);
+	http_sys_exit(context);
 	host_leave();
-}
-
-/* Of a program that serves one system call only. */
-static void leave(int (*program)(struct syscall_exit *), __s64 result)
-{
-	leave_call(program, -1, result);
+	host_enter();
+	otel_wait_interrupted(context);
+	host_leave();
 }
 
 void sys_accept(int fd, const struct host_socket *socket)
 {
 	host_open(fd, socket);
 	arguments(3, 0, 0, 0);
-	leave(http_accept4, fd);
+	leave_call(NR_ACCEPT4, fd);
 }
 
 void sys_accept_old(int fd, const struct host_socket *socket)
 {
 	host_open(fd, socket);
 	arguments(3, 0, 0, 0);
-	leave(http_accept, fd);
+	leave_call(NR_ACCEPT, fd);
 }
 
 void sys_connect(int fd, const struct host_socket *socket, long result)
@@ -382,7 +376,7 @@ void sys_connect(int fd, const struct host_socket *socket, long result)
 	if (!host_is_open(fd))
 		host_open(fd, socket);
 	arguments(fd, 0, 0, 0);
-	leave(http_connect, result);
+	leave_call(NR_CONNECT, result);
 }
 
 /* ---- sockets of TCP, and what they send */
@@ -664,7 +658,7 @@ long sys_send_tcp(int fd, const void *bytes, size_t size, size_t first, size_t r
 void sys_close(int fd)
 {
 	arguments(fd, 0, 0, 0);
-	enter(http_close, fd, 0);
+	enter_call(NR_CLOSE);
 	if (host_is_open(fd))
 		let_go(fd);
 }
@@ -672,7 +666,7 @@ void sys_close(int fd)
 void sys_shutdown(int fd, int how)
 {
 	arguments(fd, how, 0, 0);
-	enter(http_shutdown, fd, how);
+	enter_call(NR_SHUTDOWN);
 }
 
 void sys_dup(int fd, int to)
@@ -680,33 +674,32 @@ void sys_dup(int fd, int to)
 	arguments(fd, 0, 0, 0);
 	if (host_is_open(fd))
 		take(fd, to);
-	leave(http_dup, host_is_open(fd) ? to : -9);
+	leave_call(NR_DUP, host_is_open(fd) ? to : -9);
 }
 
-static void duplicate_over(int (*on_entry)(struct syscall_enter *), int (*on_exit)(struct syscall_exit *), int fd,
-			   int to, bool same_is_error)
+static void duplicate_over(int nr, int fd, int to, bool same_is_error)
 {
 	__s64 result = host_is_open(fd) ? to : -9;
 
 	if (fd == to && same_is_error)
 		result = -22;
 	arguments(fd, to, 0, 0);
-	enter(on_entry, fd, to);
+	enter_call(nr);
 	if (result >= 0 && fd != to) {
 		let_go(to);
 		take(fd, to);
 	}
-	leave(on_exit, result);
+	leave_call(nr, result);
 }
 
 void sys_dup2(int fd, int to)
 {
-	duplicate_over(http_dup2_over, http_dup2, fd, to, false);
+	duplicate_over(NR_DUP2, fd, to, false);
 }
 
 void sys_dup3(int fd, int to)
 {
-	duplicate_over(http_dup3_over, http_dup3, fd, to, true);
+	duplicate_over(NR_DUP3, fd, to, true);
 }
 
 void sys_fcntl_dup(int fd, int to, bool close_on_exec)
@@ -714,25 +707,28 @@ void sys_fcntl_dup(int fd, int to, bool close_on_exec)
 	arguments(fd, close_on_exec ? F_DUPFD_CLOEXEC : F_DUPFD, 0, 0);
 	if (host_is_open(fd))
 		take(fd, to);
-	leave(http_fcntl, host_is_open(fd) ? to : -9);
+	leave_call(NR_FCNTL, host_is_open(fd) ? to : -9);
 }
 
 /* A command whose result could be taken for a descriptor. */
 void sys_fcntl_getfl(int fd)
 {
 	arguments(fd, 3, 0, 0);
-	leave(http_fcntl, fd);
+	leave_call(NR_FCNTL, fd);
 }
 
 void sys_sendfile(int fd, long size)
 {
 	arguments(fd, 60, 0, size);
-	leave(http_sendfile, size);
+	leave_call(NR_SENDFILE, size);
 }
 
 void sys_epoll_wait(int number)
 {
-	enter(number == 0 ? http_epoll_wait : number == 1 ? http_epoll_pwait : http_epoll_pwait2, 4, 0);
+	static const int numbers[] = {NR_EPOLL_WAIT, NR_EPOLL_PWAIT, NR_EPOLL_PWAIT2};
+
+	arguments(4, 0, 0, 0);
+	enter_call(numbers[number]);
 }
 
 void sys_thread_exit(void)
@@ -745,34 +741,36 @@ void sys_thread_exit(void)
 	host_leave();
 }
 
-void host_starts_thread(__u32 tid)
+static void starts(__u32 tid, __u64 clone_flags)
 {
-	struct task_newtask context = {.pid = (__s32)tid, .clone_flags = CLONE_THREAD};
+	struct task_struct task = {.pid = (int)tid};
+	__u64 context[2] = {(__u64)&task, clone_flags};
 
 	host_enter();
-	tokio_thread_started(&context);
+	tokio_thread_started((struct bpf_raw_tracepoint_args *)context);
 	host_leave();
+}
+
+void host_starts_thread(__u32 tid)
+{
+	starts(tid, CLONE_THREAD);
 }
 
 void host_starts_process(__u32 pid)
 {
-	struct task_newtask context = {.pid = (__s32)pid};
-
-	host_enter();
-	tokio_thread_started(&context);
-	host_leave();
+	starts(pid, 0);
 }
 
-/* arch/x86/entry/syscalls/syscall_64.tbl */
 static const int call_numbers[CALL_MAX] = {
-	[CALL_READ] = 0,  [CALL_RECVFROM] = 45, [CALL_READV] = 19,  [CALL_RECVMSG] = 47,
-	[CALL_WRITE] = 1, [CALL_SENDTO] = 44,	[CALL_WRITEV] = 20, [CALL_SENDMSG] = 46,
+	[CALL_READ] = NR_READ,	     [CALL_RECVFROM] = NR_RECVFROM, [CALL_READV] = NR_READV,
+	[CALL_RECVMSG] = NR_RECVMSG, [CALL_WRITE] = NR_WRITE,	    [CALL_SENDTO] = NR_SENDTO,
+	[CALL_WRITEV] = NR_WRITEV,   [CALL_SENDMSG] = NR_SENDMSG,
 };
 
 void sys_transfer_fails(enum host_call call, int fd, long result)
 {
 	arguments(fd, 0, 0, 0);
-	leave_call(call < CALLS_IN ? http_in : http_out, call_numbers[call], result);
+	leave_call(call_numbers[call], result);
 }
 
 void sys_transfer(enum host_call call, int fd, const struct host_piece *pieces, size_t nr, long result, int flags)
@@ -781,7 +779,6 @@ void sys_transfer(enum host_call call, int fd, const struct host_piece *pieces, 
 		__u64 name, name_length, iov, nr_iov, control, control_length, flags;
 	} message = {.iov = (__u64)pieces, .nr_iov = nr};
 	bool flat = call == CALL_READ || call == CALL_RECVFROM || call == CALL_WRITE || call == CALL_SENDTO;
-	bool is_in = call == CALL_READ || call == CALL_RECVFROM || call == CALL_READV || call == CALL_RECVMSG;
 	bool with_message = call == CALL_RECVMSG || call == CALL_SENDMSG;
 	int unmap = host.unmap;
 	long all = 0;
@@ -800,7 +797,7 @@ void sys_transfer(enum host_call call, int fd, const struct host_piece *pieces, 
 		arguments(fd, (__u64)pieces->base, pieces->size, flags);
 	else
 		arguments(fd, with_message ? (__u64)&message : (__u64)pieces, with_message ? (__u64)flags : nr, 0);
-	leave_call(is_in ? http_in : http_out, call_numbers[call], result < 0 ? all : result);
+	leave_call(call_numbers[call], result < 0 ? all : result);
 	host_unmap_memory(&message);
 	host_unmap_memory(pieces);
 	for (size_t i = 0; i < nr; i++)
@@ -891,7 +888,8 @@ bool host_finds_context(__u32 pid, __u64 task_key, struct active_spans *found)
 
 void sys_epoll_wait_returns(int number, long result)
 {
-	leave(number ? otel_epoll_pwait_interrupted : otel_epoll_wait_interrupted, result);
+	arguments(4, 0, 0, 0);
+	leave_call(number ? NR_EPOLL_PWAIT : NR_EPOLL_WAIT, result);
 }
 
 void host_signal_generated(int signal, __u32 pid, __u32 tid, bool is_for_process, int result)

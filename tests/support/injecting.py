@@ -72,11 +72,7 @@ def main() -> int:
     bpf, _ = load_programs(Settings(write=WriteMode.OFF), look_at_host(mount=True))
     for instrumentation in REGISTRY:
         for probe in instrumentation.probes:
-            if probe.place is not Place.TRACEPOINT or probe.for_stop_writer:
-                continue
-            if probe.tracepoints:
-                bpf.attach_syscalls(probe.program, probe.tracepoints)
-            else:
+            if probe.place is Place.TRACEPOINT and not probe.for_stop_writer:
                 bpf.attach(probe.program)
     injection = Injection(bpf)
     values = dict.fromkeys(events.Target._fields, 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +30,12 @@ class Host:
     has_tracefs: bool
     has_uprobes: bool
     lockdown: str
+
+    @property
+    def many_uprobes_at_once(self) -> bool:
+        """Whether the kernel's uprobe_multi can be used: before 6.10 it saw one thread of a process only."""
+        release = re.match(r"(\d+)\.(\d+)", self.kernel)
+        return release is not None and (int(release[1]), int(release[2])) >= (6, 10)
 
     def require(self) -> None:
         """Raises HostError, with the remedy, for the first thing that is missing."""

@@ -57,6 +57,29 @@ class _UprobeOptions(ctypes.Structure):
     )
 
 
+class _LinkCreateMulti(ctypes.Structure):
+    """union bpf_attr of BPF_LINK_CREATE for uprobe_multi, include/uapi/linux/bpf.h"""
+
+    _fields_ = (
+        ("prog_fd", c_uint32),
+        ("target_fd", c_uint32),
+        ("attach_type", c_uint32),
+        ("flags", c_uint32),
+        ("path", c_char_p),
+        ("offsets", POINTER(c_uint64)),
+        ("ref_ctr_offsets", POINTER(c_uint64)),
+        ("cookies", POINTER(c_uint64)),
+        ("cnt", c_uint32),
+        ("multi_flags", c_uint32),
+        ("pid", c_uint32),
+        ("pad", c_uint32),
+    )
+
+
+_SYS_BPF = 321
+_BPF_LINK_CREATE = 28
+_BPF_TRACE_UPROBE_MULTI = 48
+
 _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "bpf_object__open_file": (c_void_p, (c_char_p, c_void_p)),
     "bpf_object__load": (c_int, (c_void_p,)),
@@ -88,9 +111,10 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "bpf_prog_attach": (c_int, (c_int, c_int, c_int, c_uint32)),
     "bpf_program__fd": (c_int, (c_void_p,)),
     "bpf_program__set_autoload": (c_int, (c_void_p, c_bool)),
+    "bpf_program__section_name": (c_char_p, (c_void_p,)),
+    "bpf_program__set_expected_attach_type": (c_int, (c_void_p, c_int)),
     "bpf_program__attach_cgroup": (c_void_p, (c_void_p, c_int)),
     "bpf_program__name": (c_char_p, (c_void_p,)),
-    "bpf_program__attach_tracepoint": (c_void_p, (c_void_p, c_char_p, c_char_p)),
     "bpf_program__attach": (c_void_p, (c_void_p,)),
     "bpf_program__attach_uprobe_opts": (
         c_void_p,
@@ -124,6 +148,9 @@ class Libbpf:
         # va_list is passed on to vsnprintf; its x86-64 form is a pointer.
         libc = ctypes.CDLL(None)
         libc.vsnprintf.argtypes = (c_char_p, c_size_t, c_char_p, c_void_p)
+        self._bpf = ctypes.CDLL(None, use_errno=True).syscall
+        self._bpf.restype = ctypes.c_long
+        self._bpf.argtypes = (ctypes.c_long, ctypes.c_long, c_void_p, ctypes.c_long)
 
         def keep(level: int, text: bytes, arguments: int) -> int:
             if level <= 1:  # LIBBPF_WARN, LIBBPF_INFO
@@ -149,6 +176,11 @@ class Libbpf:
         text = "".join(self._printed)
         self._printed.clear()
         return text
+
+    def bpf(self, command: int, attributes: ctypes.Structure) -> int:
+        """bpf(2), for what libbpf has no function for: its result, or minus errno."""
+        result = int(self._bpf(_SYS_BPF, command, ctypes.byref(attributes), ctypes.sizeof(attributes)))
+        return result if result >= 0 else -ctypes.get_errno()
 
     def check(self, result: int, what: str) -> int:
         """``result`` if it is no error; raises HostError, with what libbpf printed, if it is."""
@@ -227,13 +259,16 @@ class Link:
     With a keeper, the end of the process and of the keeper.
     """
 
-    def __init__(self, library: Libbpf, pointer: int, keeper: LinkKeeper | None = None) -> None:
+    def __init__(
+        self, library: Libbpf, descriptor: int, pointer: int | None = None, keeper: LinkKeeper | None = None
+    ) -> None:
+        """``pointer``: libbpf's own of it, which has the descriptor, if it has one."""
         self._library = library
-        self._pointer: int | None = pointer
+        self._fd: int | None = descriptor
+        self._pointer = pointer
         self.keeper = keeper
-        self._fd = int(library.bpf_link__fd(pointer))
         if keeper:
-            keeper.hold(self._fd)
+            keeper.hold(descriptor)
 
     def detach(self) -> None:
         """Takes the program off; a second call does nothing."""
@@ -241,11 +276,14 @@ class Link:
 
     def destroy(self) -> int | None:
         """Lets go here, not in the keeper; returns the descriptor that it holds, None if it holds none."""
-        if self._pointer is None:
+        descriptor, self._fd = self._fd, None
+        if descriptor is None:
             return None
-        self._library.bpf_link__destroy(self._pointer)
-        self._pointer = None
-        return self._fd if self.keeper else None
+        if self._pointer is None:
+            os.close(descriptor)
+        else:
+            self._library.bpf_link__destroy(self._pointer)
+        return descriptor if self.keeper else None
 
 
 def detach_all(links: Sequence[Link]) -> None:
@@ -262,10 +300,12 @@ def detach_all(links: Sequence[Link]) -> None:
 class BpfObject:
     """A BPF object file, opened, then (after constants were set) loaded into the kernel.
 
-    ``keeper`` holds, too, what is attached from when it is set on.
+    ``keeper`` holds, too, what is attached from when it is set on. ``many_uprobes_at_once``: those of a
+    program are one link (uprobe_multi), which the kernel takes off in one go, where each one alone costs a
+    tenth of a second.
     """
 
-    def __init__(self, library: Libbpf, path: Path) -> None:
+    def __init__(self, library: Libbpf, path: Path, *, many_uprobes_at_once: bool = False) -> None:
         self.library = library
         self._path = path
         self._object = library.check_pointer(
@@ -274,6 +314,12 @@ class BpfObject:
         self._inner_maps: dict[str, _InnerMap] = {}
         self.keeper: LinkKeeper | None = None
         self.left_out = ""
+        self.many_uprobes_at_once = many_uprobes_at_once
+        if many_uprobes_at_once:
+            for name in self.programs():
+                program = self._program(name)
+                if library.bpf_program__section_name(program) == b"uprobe":
+                    library.bpf_program__set_expected_attach_type(program, _BPF_TRACE_UPROBE_MULTI)
 
     def __enter__(self) -> BpfObject:
         return self
@@ -368,18 +414,6 @@ class BpfObject:
         pointer = self.library.bpf_program__attach(self._program(program))
         return self._link(pointer, f"cannot attach {program}")
 
-    def attach_syscalls(self, program: str, tracepoints: Iterable[str]) -> list[Link]:
-        """Attaches one program to several tracepoints of system calls, such as ``sys_exit_read``."""
-        return [
-            self._link(
-                self.library.bpf_program__attach_tracepoint(
-                    self._program(program), b"syscalls", tracepoint.encode()
-                ),
-                f"cannot attach {program} to {tracepoint}",
-            )
-            for tracepoint in tracepoints
-        ]
-
     def attach_cgroup(self, program: str, cgroup: Path) -> Link:
         """Attaches a program to a cgroup and all below it, beside those of others."""
         descriptor = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -397,25 +431,40 @@ class BpfObject:
             f"cannot attach {program} to {sockets.name}",
         )
 
-    def attach_uprobe(
-        self,
-        program: str,
-        pid: Pid,
-        image: Path,
-        offset: FileOffset,
-        *,
-        cookie: int = 0,
-    ) -> Link:
-        """Attaches a program to one instruction of an image, in one process.
+    def attach_uprobes(
+        self, program: str, pid: Pid, image: Path, points: Sequence[tuple[FileOffset, int]]
+    ) -> Iterator[Link]:
+        """Attaches a program to instructions of an image, in one process: all together where the kernel can.
 
-        ``cookie`` is for the program, which may ask for it; as 64 bits, whatever its sign.
+        To each offset there is a cookie for the program, which may ask for it; as 64 bits, whatever its sign.
         """
-        options = _UprobeOptions(sz=ctypes.sizeof(_UprobeOptions), bpf_cookie=cookie)
-        pointer = self.library.bpf_program__attach_uprobe_opts(
-            self._program(program), pid, str(image).encode(), offset, ctypes.byref(options)
+        if self.many_uprobes_at_once:
+            yield self._attach_together(program, pid, image, points)
+            return
+        for offset, cookie in points:
+            options = _UprobeOptions(sz=ctypes.sizeof(_UprobeOptions), bpf_cookie=cookie)
+            pointer = self.library.bpf_program__attach_uprobe_opts(
+                self._program(program), pid, str(image).encode(), offset, ctypes.byref(options)
+            )
+            yield self._link(pointer, f"cannot attach {program} at {image}+{offset:#x} in process {pid}")
+
+    def _attach_together(
+        self, program: str, pid: Pid, image: Path, points: Sequence[tuple[FileOffset, int]]
+    ) -> Link:
+        numbers = c_uint64 * len(points)
+        attributes = _LinkCreateMulti(
+            prog_fd=self.library.bpf_program__fd(self._program(program)),
+            attach_type=_BPF_TRACE_UPROBE_MULTI,
+            path=str(image).encode(),
+            offsets=numbers(*(offset for offset, _ in points)),
+            cookies=numbers(*(cookie for _, cookie in points)),
+            cnt=len(points),
+            pid=pid,
         )
-        what = f"cannot attach {program} at {image}+{offset:#x} in process {pid}"
-        return self._link(pointer, what)
+        descriptor = self.library.bpf(_BPF_LINK_CREATE, attributes)
+        places = ", ".join(f"{offset:#x}" for offset, _ in points)
+        self.library.check(descriptor, f"cannot attach {program} at {image}+{places} in process {pid}")
+        return Link(self.library, descriptor, keeper=self.keeper)
 
     def programs(self) -> list[str]:
         """Names of all programs."""
@@ -427,7 +476,8 @@ class BpfObject:
         return names
 
     def _link(self, pointer: int, what: str) -> Link:
-        return Link(self.library, self.library.check_pointer(pointer, what), self.keeper)
+        self.library.check_pointer(pointer, what)
+        return Link(self.library, int(self.library.bpf_link__fd(pointer)), pointer, self.keeper)
 
     def _program(self, name: str) -> int:
         return self.library.check_pointer(

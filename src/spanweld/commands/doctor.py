@@ -118,11 +118,7 @@ def examine_host() -> Report:
 
 def try_injection(bpf: BpfObject) -> str:
     """``works``, or why requests out get no headers here."""
-    links = [
-        *bpf.attach_syscalls("http_connect", ["sys_exit_connect"]),
-        *bpf.attach_syscalls("http_in", ["sys_exit_recvfrom"]),
-        *bpf.attach_syscalls("http_out", ["sys_exit_sendto"]),
-    ]
+    link = bpf.attach("http_sys_exit")
     try:
         injection = Injection(bpf)
         try:
@@ -132,14 +128,13 @@ def try_injection(bpf: BpfObject) -> str:
     except HostError as error:
         return error.message
     finally:
-        for link in links:
-            link.detach()
+        link.detach()
 
 
 def measure_tracepoint(bpf: BpfObject) -> float | None:
     """Nanoseconds that a system call of a process that is no target takes longer, median of rounds."""
     with Path("/dev/null").open("rb", buffering=0) as null:
-        return _difference(lambda: bpf.attach("http_in").detach, lambda: os.read(null.fileno(), 1))
+        return _difference(lambda: bpf.attach("http_sys_exit").detach, lambda: os.read(null.fileno(), 1))
 
 
 def measure_uprobe(bpf: BpfObject, function: Any) -> float | None:
@@ -151,7 +146,8 @@ def measure_uprobe(bpf: BpfObject, function: Any) -> float | None:
         return None
     image, offset = Path(found.path), FileOffset(address - found.start + found.offset)
     return _difference(
-        lambda: bpf.attach_uprobe("otel_new_trace_id", own, image, offset).detach, lambda: function(1)
+        lambda: next(bpf.attach_uprobes("otel_new_trace_id", own, image, [(offset, 0)])).detach,
+        lambda: function(1),
     )
 
 

@@ -60,8 +60,7 @@ class Probe:
     the function under this path. ``seen`` are the ways of seeing spans that need it; none: always.
     ``returned_early``: the stop writer makes the function return at its first
     instruction, which must allow it. ``until_verified``: taken off once the layout is verified, unless
-    spans are built late. ``tracepoints`` are those of system calls (``sys_exit_read``) that a program serves;
-    none: the one that its section names. ``for_stop_writer``: a tracepoint that only the stop writer needs.
+    spans are built late. ``for_stop_writer``: a tracepoint that only the stop writer needs.
     ``when_asked``: attached to a target once a program has said that it is needed (``WakesWanted``).
     """
 
@@ -73,7 +72,6 @@ class Probe:
     seen: tuple[Seen, ...] = ()
     returned_early: bool = False
     until_verified: bool = False
-    tracepoints: tuple[str, ...] = ()
     for_stop_writer: bool = False
     when_asked: bool = False
 

@@ -23,7 +23,7 @@ from spanweld.model import (
     StatusCode,
     TraceId,
 )
-from spanweld.probes.declaration import Decoded, Instrumentation, Place, Probe
+from spanweld.probes.declaration import Decoded, Instrumentation
 from spanweld.probes.http import add_host, add_method, address_text, authority, redacted, unpack_request
 
 _HTTP_PORT = 80
@@ -125,6 +125,6 @@ def own_exports(environ: Mapping[str, str]) -> dict[int, list[str]]:
 
 INSTRUMENTATION = Instrumentation(
     name="http_client",
-    probes=(Probe("http_connect", Place.TRACEPOINT),),
+    probes=(),  # those of http_server see both sides
     decoders={EventKind.CLIENT_SPAN: decode_client_span},
 )

@@ -40,6 +40,17 @@ struct direction {
 	char line[LINE_MAX + LINE_STEP];
 };
 
+/* How far the parser is with the bytes of one system call. */
+struct transfer {
+	__u64 vector; /* address of the next struct iovec, 0: none */
+	__u64 base;
+	__u64 in_buffer; /* bytes left in this buffer */
+	__u64 left; /* bytes left of the system call */
+	__u64 now;
+	__u32 is_out; /* as a server sees it */
+	__u32 is_file; /* its bytes are nowhere in the target's memory */
+};
+
 /* connection.busy: who comes while BUSY is set leaves word for the thread that set it, and goes. */
 enum {
 	BUSY = 1,
@@ -103,9 +114,10 @@ struct connection {
 	struct server_span_event requests[2];
 	/*
 	 * Of the system call under way: bytes read ahead, of which window_left from window_at on are
-	 * still to be looked at. Here and not in `scan` also for the verifier's sake, which follows
-	 * each value of a stack and none of a map. Past WINDOW is only slack.
+	 * still to be looked at. Here and not on the stack also for the verifier's sake, which follows
+	 * each value there and none of a map. Past WINDOW is only slack.
 	 */
+	struct transfer transfer;
 	__u32 window_at;
 	__u32 window_left;
 	char window[WINDOW + LINE_STEP];

@@ -1,11 +1,11 @@
 /*
- * HTTP: server spans and client spans from the socket traffic of a target, by system call tracepoints,
+ * HTTP: server spans and client spans from the socket traffic of a target, by the tracepoints of system calls,
  * with no symbol of the target. One parser for both: http_connection.bpf.h says how a client's
  * connection is looked at, http_client.bpf.h what becomes of its requests.
  *
  * Bytes are looked at when the system call returns: they are resident then and their count is
  * known. A connection is known by its socket, not by its descriptor, so a duplicate is the same
- * connection and a reused number is another. Tracepoint programs are not preempted, but two
+ * connection and a reused number is another. The programs are not preempted, but two
  * threads can come to one connection at once: `busy` lets one in.
  */
 #include "http_client.bpf.h"
@@ -18,6 +18,7 @@
 #define S_IFMT 0170000
 #define S_IFSOCK 0140000
 #define MSG_PEEK 2
+#define SHUT_RD 0
 #define SHUT_RDWR 2
 #define F_DUPFD 0
 #define F_DUPFD_CLOEXEC 1030
@@ -26,6 +27,7 @@
 #define SCAN_STEPS 1024 /* steps, skipped bodies and buffers of one system call */
 #define QUEUE_MAX 16
 #define EXCLUDED_MAX 16
+#define NOWHERE (~0ULL) /* no address */
 
 struct queue_key {
 	struct connection_key connection;
@@ -59,18 +61,11 @@ const volatile struct excluded_path excluded_paths[EXCLUDED_MAX] = {};
 /* What a new connection is copied from: too large for the stack. */
 static const struct connection new_connection = {.references = 1};
 
-/* The way through the buffers of one system call. */
+/* What goes with a connection through the buffers of one system call: its struct transfer says how far. */
 struct scan {
 	struct connection *connection;
 	struct connection_key *key;
 	struct target *target;
-	__u64 vector; /* address of the next struct iovec, 0: none */
-	__u64 base;
-	__u64 in_buffer; /* bytes left in this buffer */
-	__u64 left; /* bytes left of the system call */
-	__u64 now;
-	__u32 pid;
-	__u32 is_out;
 };
 
 static __always_inline char line_char(const struct direction *d, __u32 at)
@@ -81,9 +76,13 @@ static __always_inline char line_char(const struct direction *d, __u32 at)
 }
 
 /* Length of the line that is kept, without its end; `from` where a header's value begins. */
-static __always_inline __u32 trimmed(const struct direction *d, __u32 from)
+GLOBAL __u32 trimmed(struct direction *d, __u32 from)
 {
-	__u32 end = d->line_length < LINE_MAX ? d->line_length : LINE_MAX;
+	__u32 end;
+
+	if (!d)
+		return 0;
+	end = d->line_length < LINE_MAX ? d->line_length : LINE_MAX;
 
 	for (int i = 0; i < 8; i++) {
 		char c;
@@ -98,8 +97,10 @@ static __always_inline __u32 trimmed(const struct direction *d, __u32 from)
 	return end;
 }
 
-static __always_inline __u32 value_start(const struct direction *d, __u32 from)
+GLOBAL __u32 value_start(struct direction *d, __u32 from)
 {
+	if (!d)
+		return 0;
 	for (int i = 0; i < 8; i++) {
 		char c = line_char(d, from);
 
@@ -111,7 +112,7 @@ static __always_inline __u32 value_start(const struct direction *d, __u32 from)
 }
 
 /* A length of decimal digits and nothing else; false: malformed. */
-static __always_inline bool parse_length(const struct direction *d, __u32 from, __u64 *length)
+static __always_inline bool parse_length(struct direction *d, __u32 from, __u64 *length)
 {
 	__u32 end = trimmed(d, from);
 	__u64 number = 0;
@@ -196,65 +197,86 @@ GLOBAL int parse_traceparent(struct direction *d, struct server_span_event *requ
 
 #include "propagation.bpf.h"
 
+/* Length of a request line's method, which is set; < 0: minus an opaque_reason. */
+GLOBAL int parse_method(struct direction *d, struct server_span_event *request)
+{
+	__u32 length = 0;
+	__u64 word;
+
+	if (!d || !request)
+		return -OPAQUE_FRAMING;
+	word = load64(d->line);
+	if ((__u32)word == (__u32)TEXT8('G', 'E', 'T', ' ', 0, 0, 0, 0)) {
+		request->method = METHOD_GET;
+		return 3;
+	}
+	if ((word & FIRST_BYTES(5)) == TEXT8('P', 'O', 'S', 'T', ' ', 0, 0, 0)) {
+		request->method = METHOD_POST;
+		return 4;
+	}
+	if ((__u32)word == (__u32)TEXT8('P', 'U', 'T', ' ', 0, 0, 0, 0)) {
+		request->method = METHOD_PUT;
+		return 3;
+	}
+	if ((word & FIRST_BYTES(5)) == TEXT8('H', 'E', 'A', 'D', ' ', 0, 0, 0)) {
+		request->method = METHOD_HEAD;
+		return 4;
+	}
+	if ((word & FIRST_BYTES(6)) == TEXT8('P', 'A', 'T', 'C', 'H', ' ', 0, 0)) {
+		request->method = METHOD_PATCH;
+		return 5;
+	}
+	if ((word & FIRST_BYTES(7)) == TEXT8('D', 'E', 'L', 'E', 'T', 'E', ' ', 0)) {
+		request->method = METHOD_DELETE;
+		return 6;
+	}
+	if (word == TEXT8('O', 'P', 'T', 'I', 'O', 'N', 'S', ' ')) {
+		request->method = METHOD_OPTIONS;
+		return 7;
+	}
+	if ((word & FIRST_BYTES(6)) == TEXT8('T', 'R', 'A', 'C', 'E', ' ', 0, 0)) {
+		request->method = METHOD_TRACE;
+		return 5;
+	}
+	if (word == TEXT8('C', 'O', 'N', 'N', 'E', 'C', 'T', ' ')) {
+		request->method = METHOD_CONNECT;
+		return 7;
+	}
+	if (word == TEXT8('P', 'R', 'I', ' ', '*', ' ', 'H', 'T'))
+		return -OPAQUE_HTTP2;
+	request->method = METHOD_OTHER;
+	for (int i = 0; i < HTTP_METHOD_MAX; i++) {
+		char c = line_char(d, i);
+
+		if (c == ' ')
+			break;
+		if ((c < 'A' || c > 'Z') && c != '-' && c != '_')
+			return -OPAQUE_FRAMING;
+		length++;
+	}
+	if (!length || length >= HTTP_METHOD_MAX)
+		return -OPAQUE_FRAMING;
+	if (bpf_probe_read_kernel(request->method_name, length, d->line))
+		return -OPAQUE_FRAMING;
+	request->method_name[length & (HTTP_METHOD_MAX - 1)] = 0;
+	return length;
+}
+
 /* 0: well-formed, 1: an empty line before the request line, < 0: minus an opaque_reason. */
 GLOBAL int parse_request_line(struct direction *d, struct server_span_event *request)
 {
-	__u32 length, method_length = 0, target_length;
-	__u64 word;
-	__u8 method = METHOD_OTHER;
+	__u32 length, method_length, target_length;
+	int result;
 
 	if (!d || !request)
 		return -OPAQUE_FRAMING;
 	length = trimmed(d, 0);
 	if (!length)
 		return 1;
-	word = load64(d->line);
-	if ((__u32)word == ((__u32)FIRST_BYTES(4) & TEXT8('G', 'E', 'T', ' ', 0, 0, 0, 0))) {
-		method = METHOD_GET;
-		method_length = 3;
-	} else if ((word & FIRST_BYTES(5)) == TEXT8('P', 'O', 'S', 'T', ' ', 0, 0, 0)) {
-		method = METHOD_POST;
-		method_length = 4;
-	} else if ((word & FIRST_BYTES(4)) == TEXT8('P', 'U', 'T', ' ', 0, 0, 0, 0)) {
-		method = METHOD_PUT;
-		method_length = 3;
-	} else if ((word & FIRST_BYTES(5)) == TEXT8('H', 'E', 'A', 'D', ' ', 0, 0, 0)) {
-		method = METHOD_HEAD;
-		method_length = 4;
-	} else if ((word & FIRST_BYTES(6)) == TEXT8('P', 'A', 'T', 'C', 'H', ' ', 0, 0)) {
-		method = METHOD_PATCH;
-		method_length = 5;
-	} else if ((word & FIRST_BYTES(7)) == TEXT8('D', 'E', 'L', 'E', 'T', 'E', ' ', 0)) {
-		method = METHOD_DELETE;
-		method_length = 6;
-	} else if (word == TEXT8('O', 'P', 'T', 'I', 'O', 'N', 'S', ' ')) {
-		method = METHOD_OPTIONS;
-		method_length = 7;
-	} else if ((word & FIRST_BYTES(6)) == TEXT8('T', 'R', 'A', 'C', 'E', ' ', 0, 0)) {
-		method = METHOD_TRACE;
-		method_length = 5;
-	} else if (word == TEXT8('C', 'O', 'N', 'N', 'E', 'C', 'T', ' ')) {
-		method = METHOD_CONNECT;
-		method_length = 7;
-	} else if (word == TEXT8('P', 'R', 'I', ' ', '*', ' ', 'H', 'T')) {
-		return -OPAQUE_HTTP2;
-	} else {
-		for (int i = 0; i < HTTP_METHOD_MAX; i++) {
-			char c = line_char(d, i);
-
-			if (c == ' ')
-				break;
-			if ((c < 'A' || c > 'Z') && c != '-' && c != '_')
-				return -OPAQUE_FRAMING;
-			method_length++;
-		}
-		if (!method_length || method_length >= HTTP_METHOD_MAX)
-			return -OPAQUE_FRAMING;
-		if (bpf_probe_read_kernel(request->method_name, method_length, d->line))
-			return -OPAQUE_FRAMING;
-		request->method_name[method_length & (HTTP_METHOD_MAX - 1)] = 0;
-	}
-	request->method = method;
+	result = parse_method(d, request);
+	if (result < 0)
+		return result;
+	method_length = result;
 	request->version_minor = 1;
 	if (d->line_length <= LINE_MAX) {
 		char minor;
@@ -727,7 +749,7 @@ static __always_inline void response_head_done(struct scan *s)
 
 static __always_inline void message_done(struct scan *s)
 {
-	if (s->is_out)
+	if (s->connection->transfer.is_out)
 		response_done(s);
 	else
 		next_message(&s->connection->in);
@@ -737,13 +759,14 @@ static __always_inline void message_done(struct scan *s)
 static __always_inline void line_done(struct scan *s, struct direction *d)
 {
 	struct connection *c = s->connection;
+	bool is_out = c->transfer.is_out;
 	struct server_span_event *request = &c->requests[(c->active ^ 1) & 1];
 	bool empty = d->line[0] == '\n' || (d->line[0] == '\r' && d->line[1] == '\n');
 	int result = 0;
 
 	switch (d->state) {
 	case START_LINE:
-		if (s->is_out) {
+		if (is_out) {
 			result = parse_status_line(d);
 		} else {
 			clear_request(request);
@@ -758,11 +781,11 @@ static __always_inline void line_done(struct scan *s, struct direction *d)
 		break;
 	case HEADERS:
 		if (empty) {
-			if (s->is_out)
+			if (is_out)
 				response_head_done(s);
 			else
 				request_head_done(s);
-		} else if (s->is_out) {
+		} else if (is_out) {
 			result = parse_response_header(d);
 		} else {
 			result = parse_request_header(d, request, c->role);
@@ -778,7 +801,7 @@ static __always_inline void line_done(struct scan *s, struct direction *d)
 	}
 	d->line_length = 0;
 	if (result < 0)
-		make_opaque(c, s->is_out, -result);
+		make_opaque(c, is_out, -result);
 }
 
 struct queue_end {
@@ -877,16 +900,16 @@ GLOBAL int extend_line(struct connection *c, struct direction *d)
 	return LINE_STEP;
 }
 
-static __always_inline void advance(struct scan *s, __u64 count)
+static __always_inline void advance(struct connection *c, __u64 count)
 {
-	s->base += count;
-	s->in_buffer -= count;
-	s->left -= count;
-	if (count < s->connection->window_left) {
-		s->connection->window_at += count;
-		s->connection->window_left -= count;
+	c->transfer.base += count;
+	c->transfer.in_buffer -= count;
+	c->transfer.left -= count;
+	if (count < c->window_left) {
+		c->window_at += count;
+		c->window_left -= count;
 	} else {
-		s->connection->window_left = 0;
+		c->window_left = 0;
 	}
 }
 
@@ -895,32 +918,34 @@ static long scan_step(__u32 index, void *context)
 {
 	struct scan *s = context;
 	struct connection *c = s->connection;
-	struct direction *d = s->is_out ? &c->out : &c->in;
+	struct transfer *t = &c->transfer;
+	bool is_out = t->is_out;
+	struct direction *d = is_out ? &c->out : &c->in;
 	__u64 here;
 	__u32 want, found;
 
 	(void)index;
-	if (!s->left || d->state == OPAQUE || d->state == BODY_UNTIL_CLOSE)
+	if (!t->left || d->state == OPAQUE || d->state == BODY_UNTIL_CLOSE)
 		return 1;
-	if (!s->in_buffer) {
+	if (!t->in_buffer) {
 		__u64 iov[2];
 
-		if (!s->vector || bpf_probe_read_user(iov, sizeof(iov), (void *)s->vector)) {
+		if (!t->vector || bpf_probe_read_user(iov, sizeof(iov), (void *)t->vector)) {
 			count(COUNT_READ_FAULT);
-			make_opaque(c, s->is_out, OPAQUE_FRAMING);
+			make_opaque(c, is_out, OPAQUE_FRAMING);
 			return 1;
 		}
-		s->vector += sizeof(iov);
-		s->base = iov[0];
-		s->in_buffer = iov[1];
+		t->vector += sizeof(iov);
+		t->base = iov[0];
+		t->in_buffer = iov[1];
 		return 0;
 	}
-	here = s->in_buffer < s->left ? s->in_buffer : s->left;
+	here = t->in_buffer < t->left ? t->in_buffer : t->left;
 	if (d->state == BODY_COUNTED || d->state == CHUNK_DATA) {
 		if (here > d->body_left)
 			here = d->body_left;
 		d->body_left -= here;
-		advance(s, here);
+		advance(c, here);
 		if (!d->body_left) {
 			if (d->state == CHUNK_DATA) {
 				d->state = CHUNK_SIZE;
@@ -931,11 +956,15 @@ static long scan_step(__u32 index, void *context)
 		}
 		return 0;
 	}
+	if (t->is_file) {
+		make_opaque(c, is_out, OPAQUE_FRAMING);
+		return 1;
+	}
 	if (!c->window_left) {
 		want = here < WINDOW ? here : WINDOW;
-		if (bpf_probe_read_user(c->window, want, (void *)s->base)) {
+		if (bpf_probe_read_user(c->window, want, (void *)t->base)) {
 			count(COUNT_READ_FAULT);
-			make_opaque(c, s->is_out, OPAQUE_FRAMING);
+			make_opaque(c, is_out, OPAQUE_FRAMING);
 			return 1;
 		}
 		c->window_at = 0;
@@ -945,35 +974,35 @@ static long scan_step(__u32 index, void *context)
 	found = extend_line(c, d);
 	if (d->state == START_LINE && !d->line_length) {
 		/* A TLS record of the handshake: content type 22, version 3.x */
-		if (!s->is_out && want > 2 && d->line[0] == 0x16 && d->line[1] == 3) {
+		if (!is_out && want > 2 && d->line[0] == 0x16 && d->line[1] == 3) {
 			make_opaque(c, false, OPAQUE_TLS);
 			c->out.state = OPAQUE;
 			return 1;
 		}
 		/* A method begins so; a server may also be sent empty lines first. */
-		if (c->role == ROLE_CLIENT && !s->is_out && (d->line[0] < 'A' || d->line[0] > 'Z')) {
+		if (c->role == ROLE_CLIENT && !is_out && (d->line[0] < 'A' || d->line[0] > 'Z')) {
 			make_opaque(c, false, OPAQUE_FRAMING);
 			if (!c->requests_open)
 				c->out.state = OPAQUE;
 			return 1;
 		}
 		if (!d->started)
-			d->started = s->now;
+			d->started = t->now;
 	}
-	if (d->line_length + want > LINE_MAX && d->state == HEADERS && !s->is_out && c->role != ROLE_CLIENT)
+	if (d->line_length + want > LINE_MAX && d->state == HEADERS && !is_out && c->role != ROLE_CLIENT)
 		carry_long_line(d, &c->requests[(c->active ^ 1) & 1], found >= want ? want : found + 1);
 	if (found >= want) {
 		d->line_length += want;
 		d->head_length += want;
-		advance(s, want);
+		advance(c, want);
 	} else {
 		d->line_length += found + 1;
 		d->head_length += found + 1;
-		advance(s, found + 1);
+		advance(c, found + 1);
 		line_done(s, d);
 	}
 	if (d->head_length > HEAD_MAX && (d->state == HEADERS || d->state == START_LINE)) {
-		make_opaque(c, s->is_out, OPAQUE_HEAD_TOO_LONG);
+		make_opaque(c, is_out, OPAQUE_HEAD_TOO_LONG);
 		return 1;
 	}
 	/* A chunk's size line counts for itself. */
@@ -1099,37 +1128,20 @@ static __always_inline struct connection *discover(struct connection_key *key, s
 }
 
 /*
- * The value, about which the verifier knows nothing any more. Before Linux 6.7 it takes the callback
- * of bpf_loop() to run once: branches that the first round cannot take would be cut out of it.
+ * Bytes went in or out at a connection: at `base`, in the vector of buffers at `vector`, or, with neither, of a
+ * file, which can only be body and is not in the target's memory. Everything about them is read back from the
+ * connection: of values that the verifier knows nothing about, it looks at the parser once for both ways.
  */
-static volatile __u64 always_zero;
-#define UNKNOWN(value) ((value) ^ always_zero)
-
-/* `count` bytes at `base`, or in the vector of buffers at `vector`, went in or out at `fd`. */
-static __always_inline int traffic(struct target *target, __u32 pid, __s32 fd, __u64 base, __u64 vector,
-				   __s64 length, bool is_out)
+static __always_inline int traffic(struct connection *c, struct connection_key *key, struct target *target,
+				   __u64 base, __u64 vector, __s64 length, bool is_out)
 {
-	struct connection_key key = {.pid = pid};
-	struct scan scan = {};
-	struct connection *c;
-	struct sock *sock;
+	struct scan scan = {.connection = c, .key = key, .target = target};
+	struct direction *d;
 
-	sock = socket_of(fd, &key);
-	if (!sock)
-		return 0;
-	c = bpf_map_lookup_elem(&connections, &key);
-	if (!c) {
-		if (length < 8 || !is_stream(sock))
-			return 0;
-		c = discover(&key, sock, base, vector, is_out);
-		if (!c)
-			return 0;
-	}
 	if (c->role == ROLE_CLIENT) /* from here on, as a server would see it */
 		is_out = !is_out;
-	if ((is_out ? c->out.state : c->in.state) == OPAQUE)
-		return 0;
-	if (!enter_connection(c, is_out))
+	d = is_out ? &c->out : &c->in;
+	if (d->state == OPAQUE || !enter_connection(c, is_out))
 		return 0;
 	heed_missed(c);
 	if (c->role == ROLE_CLIENT) {
@@ -1138,43 +1150,23 @@ static __always_inline int traffic(struct target *target, __u32 pid, __s32 fd, _
 			c->sent += length;
 	}
 	c->window_left = 0;
-	scan.connection = c;
-	scan.key = &key;
-	scan.target = target;
-	scan.vector = UNKNOWN(vector);
-	scan.base = UNKNOWN(base);
-	scan.in_buffer = UNKNOWN(base ? (__u64)length : 0);
-	scan.left = UNKNOWN((__u64)length);
-	scan.now = bpf_ktime_get_ns();
-	scan.pid = key.pid;
-	scan.is_out = is_out;
+	c->transfer.vector = vector;
+	c->transfer.base = base;
+	c->transfer.in_buffer = vector ? 0 : length;
+	c->transfer.left = length;
+	c->transfer.now = bpf_ktime_get_ns();
+	c->transfer.is_out = is_out;
+	c->transfer.is_file = !base && !vector;
+	asm volatile("" ::: "memory");
 	bpf_loop(SCAN_STEPS, scan_step, &scan, 0);
-	if (scan.left) {
-		struct direction *d = is_out ? &c->out : &c->in;
-
+	if (c->transfer.left) {
+		d = c->transfer.is_out ? &c->out : &c->in;
 		if (d->state != OPAQUE && d->state != BODY_UNTIL_CLOSE)
-			make_opaque(c, is_out, OPAQUE_SCAN_LIMIT);
+			make_opaque(c, c->transfer.is_out, OPAQUE_SCAN_LIMIT);
 	}
-	leave_connection(c, &key);
+	leave_connection(c, key);
 	return 0;
 }
-
-/* The arguments are still in the registers that the thread entered the kernel with. */
-#define ARGUMENTS(regs) struct pt_regs *regs = (struct pt_regs *)bpf_task_pt_regs(bpf_get_current_task_btf())
-
-static __always_inline bool is_traced(void)
-{
-	__u32 pid = bpf_get_current_pid_tgid() >> 32;
-
-	return bpf_map_lookup_elem(&targets, &pid) != NULL;
-}
-
-/* Numbers of system calls, arch/x86/entry/syscalls/syscall_64.tbl */
-#define NR_READV 19
-#define NR_WRITEV 20
-#define NR_SENDMSG 46
-#define NR_RECVFROM 45
-#define NR_RECVMSG 47
 
 /* include/uapi/asm-generic/errno.h, include/linux/errno.h */
 #define EINTR 4
@@ -1200,15 +1192,9 @@ static __always_inline __u32 end_of(__s64 result, bool is_out)
  * No response can come to a client any more. One may have come before, if it was writing that failed: then
  * the close decides. A server goes on with what it has been sent.
  */
-static __always_inline int failed(__u32 pid, __s32 fd, __u32 ended_by, bool is_out)
+GLOBAL int failed(struct connection *c, struct connection_key *key, __u32 ended_by, __u32 is_out)
 {
-	struct connection_key key = {.pid = pid};
-	struct connection *c;
-
-	if (!socket_of(fd, &key))
-		return 0;
-	c = bpf_map_lookup_elem(&connections, &key);
-	if (!c || c->role != ROLE_CLIENT || c->out.state == OPAQUE || !enter_connection(c, !is_out))
+	if (!c || !key || c->role != ROLE_CLIENT || c->out.state == OPAQUE || !enter_connection(c, !is_out))
 		return 0;
 	forget_request_out(c);
 	if (is_out) {
@@ -1218,309 +1204,191 @@ static __always_inline int failed(__u32 pid, __s32 fd, __u32 ended_by, bool is_o
 		c->in.state = OPAQUE;
 		c->out.state = OPAQUE;
 	}
-	leave_connection(c, &key);
+	leave_connection(c, key);
 	return 0;
 }
 
-/*
- * One program for all that reads and one for all that writes, each at several tracepoints
- * (http_server.py): the verifier takes a quarter of a second for each.
- */
-static __always_inline int transferred(struct syscall_exit *ctx, bool is_out)
-{
-	__u64 base = 0, vector = 0;
-	struct target *target;
-	__u32 pid, ended_by = 0;
+/* What has happened to a descriptor when a system call returns. */
+enum happening {
+	NOTHING = 0,
+	IS_ACCEPTED,
+	IS_CONNECTED, /* or is being connected in the background: there the address is known, and what is written will follow */
+	IS_DUPLICATE,
+	HAS_READ,
+	HAS_WRITTEN,
+};
 
-	/* Nearly all that run here have transferred nothing, or are no target's. */
-	if (ctx->ret <= 0) {
-		ended_by = end_of(ctx->ret, is_out);
-		if (!ended_by)
-			return 0;
+/* enum happening, by the system call's number and result; nearly all are NOTHING. */
+static __always_inline __u32 happening_of(__u64 nr, __s64 result)
+{
+	switch (nr) {
+	case NR_READ:
+	case NR_READV:
+	case NR_RECVFROM:
+	case NR_RECVMSG:
+		return result > 0 || end_of(result, false) ? HAS_READ : NOTHING;
+	case NR_WRITE:
+	case NR_WRITEV:
+	case NR_SENDTO:
+	case NR_SENDMSG:
+		return result > 0 || end_of(result, true) ? HAS_WRITTEN : NOTHING;
+	case NR_SENDFILE:
+		return result > 0 ? HAS_WRITTEN : NOTHING;
+	case NR_ACCEPT:
+	case NR_ACCEPT4:
+		return result >= 0 ? IS_ACCEPTED : NOTHING;
+	case NR_CONNECT:
+		return !result || result == -EINPROGRESS || result == -EINTR || result == -ERESTARTSYS
+			       ? IS_CONNECTED
+			       : NOTHING;
+	case NR_DUP:
+	case NR_DUP2:
+	case NR_DUP3:
+	case NR_FCNTL:
+		return result >= 0 ? IS_DUPLICATE : NOTHING;
 	}
-	target = current_target(&pid);
-	if (!target)
-		return 0;
-	ARGUMENTS(regs);
-	if (ended_by)
-		return failed(pid, regs->di, ended_by, is_out);
-	switch (ctx->nr) {
+	return NOTHING;
+}
+
+/* Whether a call that could duplicate a descriptor did so: dup2 of a number to itself does nothing, and is no error. */
+static __always_inline bool duplicates(__u64 nr, const struct pt_regs *regs)
+{
+	if (nr == NR_FCNTL)
+		return regs->si == F_DUPFD || regs->si == F_DUPFD_CLOEXEC;
+	return nr != NR_DUP2 || (__s32)regs->di != (__s32)regs->si;
+}
+
+/* Where the bytes of a transfer are: at *base, or in the vector at *vector. false: they are only looked at. */
+static __always_inline bool find_buffers(__u64 nr, const struct pt_regs *regs, __u64 *base, __u64 *vector)
+{
+	*base = *vector = 0;
+	switch (nr) {
 	case NR_READV:
 	case NR_WRITEV:
-		vector = regs->si;
+		*vector = regs->si;
 		break;
 	case NR_RECVMSG:
 	case NR_SENDMSG:
-		if (!is_out && regs->dx & MSG_PEEK)
-			return 0;
-		/* struct user_msghdr: msg_iov is at 16 */
-		if (bpf_probe_read_user(&vector, sizeof(vector), (void *)(regs->si + 16)))
-			vector = 0; /* a read fault, for the connection to say */
+		if (nr == NR_RECVMSG && regs->dx & MSG_PEEK)
+			return false;
+		/* struct user_msghdr: msg_iov is at 16. A read fault is for the connection to say. */
+		if (bpf_probe_read_user(vector, sizeof(*vector), (void *)(regs->si + 16)) || !*vector)
+			*vector = NOWHERE;
 		break;
 	case NR_RECVFROM:
 		if (regs->r10 & MSG_PEEK)
-			return 0;
-		base = regs->si;
+			return false;
+		*base = regs->si;
+		break;
+	case NR_SENDFILE:
 		break;
 	default: /* read, write, sendto */
-		base = regs->si;
+		*base = regs->si;
 	}
-	return traffic(target, pid, regs->di, base, vector, ctx->ret, is_out);
+	return true;
 }
 
-SEC("tp/syscalls/sys_exit_read")
-int http_in(struct syscall_exit *ctx)
+/* Of another architecture's system calls the numbers mean something else. */
+static __always_inline struct target *calling_target(__u32 *pid)
 {
-	return transferred(ctx, false);
+	struct target *target = current_target(pid);
+
+	if (!target || bpf_get_current_task_btf()->thread_info.status & TS_COMPAT)
+		return NULL;
+	return target;
 }
 
-SEC("tp/syscalls/sys_exit_write")
-int http_out(struct syscall_exit *ctx)
+/*
+ * One program for the ends of all system calls: what it calls is verified once, and there is one thing to attach
+ * and to let go. ctx: struct pt_regs *, whose arguments are those that the thread entered the kernel with; result
+ */
+SEC("tp_btf/sys_exit")
+int http_sys_exit(__u64 *ctx)
 {
-	return transferred(ctx, true);
-}
-
-/* Bytes of a file: they can only be body, and are not in the target's memory. */
-SEC("tp/syscalls/sys_exit_sendfile64")
-int http_sendfile(struct syscall_exit *ctx)
-{
+	const struct pt_regs *regs = (const struct pt_regs *)ctx[0];
+	__u64 nr = regs->orig_ax, base, vector;
 	struct connection_key key = {};
-	struct scan scan = {};
+	__s64 result = ctx[1];
+	__u32 happening = happening_of(nr, result);
 	struct connection *c;
-	struct direction *d;
 	struct target *target;
-	bool is_out;
+	struct sock *sock;
 
-	if (ctx->ret <= 0)
+	if (happening == NOTHING)
 		return 0;
-	target = current_target(&key.pid);
-	if (!target)
+	target = calling_target(&key.pid);
+	if (!target || (happening == IS_DUPLICATE && !duplicates(nr, regs)))
 		return 0;
-	ARGUMENTS(regs);
-	if (!socket_of(regs->di, &key))
+	sock = socket_of(happening == IS_ACCEPTED || happening == IS_DUPLICATE ? result : (__s32)regs->di, &key);
+	if (!sock)
 		return 0;
+	if (happening == IS_ACCEPTED || happening == IS_CONNECTED) {
+		if (!is_stream(sock))
+			return 0;
+		c = add_connection(&key, sock, happening == IS_CONNECTED ? ROLE_CLIENT : ROLE_SERVER);
+		if (c && happening == IS_CONNECTED)
+			c->connected_by = current_task_key(target);
+		return 0;
+	}
 	c = bpf_map_lookup_elem(&connections, &key);
-	if (!c)
+	if (happening == IS_DUPLICATE) {
+		if (c)
+			__sync_fetch_and_add(&c->references, 1);
 		return 0;
-	is_out = c->role == ROLE_SERVER;
-	d = is_out ? &c->out : &c->in;
-	if (d->state == OPAQUE || d->state == BODY_UNTIL_CLOSE)
-		return 0;
-	if (!enter_connection(c, is_out))
-		return 0;
-	heed_missed(c);
-	if (!is_out) {
-		note_user(c, target);
-		c->sent += ctx->ret;
 	}
-	scan.connection = c;
-	scan.key = &key;
-	scan.target = target;
-	scan.pid = key.pid;
-	scan.is_out = is_out;
-	if ((d->state != BODY_COUNTED && d->state != CHUNK_DATA) || (__u64)ctx->ret > d->body_left) {
-		make_opaque(c, is_out, OPAQUE_FRAMING);
-	} else {
-		d->body_left -= ctx->ret;
-		if (!d->body_left && d->state == CHUNK_DATA) {
-			d->state = CHUNK_SIZE;
-			d->line_length = 0;
-		} else if (!d->body_left) {
-			message_done(&scan);
-		}
+	if (result <= 0)
+		return c ? failed(c, &key, end_of(result, happening == HAS_WRITTEN), happening == HAS_WRITTEN) : 0;
+	if (!find_buffers(nr, regs, &base, &vector))
+		return 0;
+	if (!c) {
+		if (result < 8 || nr == NR_SENDFILE || !is_stream(sock))
+			return 0;
+		c = discover(&key, sock, base, vector, happening == HAS_WRITTEN);
+		if (!c)
+			return 0;
 	}
-	leave_connection(c, &key);
-	return 0;
-}
-
-static __always_inline int accepted(struct syscall_exit *ctx)
-{
-	struct connection_key key = {};
-	struct sock *sock;
-
-	if (ctx->ret < 0 || !current_target(&key.pid))
-		return 0;
-	sock = socket_of(ctx->ret, &key);
-	if (sock && is_stream(sock))
-		add_connection(&key, sock, ROLE_SERVER);
-	return 0;
-}
-
-SEC("tp/syscalls/sys_exit_accept4")
-int http_accept4(struct syscall_exit *ctx)
-{
-	return accepted(ctx);
-}
-
-SEC("tp/syscalls/sys_exit_accept")
-int http_accept(struct syscall_exit *ctx)
-{
-	return accepted(ctx);
-}
-
-/* Also one that goes on in the background: there the address is known, and what is written will follow. */
-SEC("tp/syscalls/sys_exit_connect")
-int http_connect(struct syscall_exit *ctx)
-{
-	struct connection_key key = {};
-	struct target *target;
-	struct connection *c;
-	struct sock *sock;
-
-	if (ctx->ret && ctx->ret != -EINPROGRESS && ctx->ret != -EINTR && ctx->ret != -ERESTARTSYS)
-		return 0;
-	target = current_target(&key.pid);
-	if (!target)
-		return 0;
-	ARGUMENTS(regs);
-	sock = socket_of(regs->di, &key);
-	if (!sock || !is_stream(sock))
-		return 0;
-	c = add_connection(&key, sock, ROLE_CLIENT);
-	if (c)
-		c->connected_by = current_task_key(target);
-	return 0;
+	return traffic(c, &key, target, base, vector, result, happening == HAS_WRITTEN);
 }
 
 /* A descriptor goes; with the last one of a connection, all that is open on it ends. */
-static __always_inline int closed(__s32 fd)
+static __always_inline void closed(struct connection *c, struct connection_key *key)
 {
-	struct connection_key key = {};
-	struct connection *c;
-
-	if (!current_target(&key.pid) || !socket_of(fd, &key))
-		return 0;
-	c = bpf_map_lookup_elem(&connections, &key);
-	if (!c)
-		return 0;
 	if (__sync_fetch_and_add(&c->references, -1) > 1)
-		return 0;
+		return;
 	if (__sync_fetch_and_or(&c->busy, CLOSED) & BUSY)
-		return 0;
+		return;
 	heed_missed(c);
-	end_connection(c, &key);
-	return 0;
-}
-
-/* On entry: once the kernel has closed it, another thread may be given the same number. */
-SEC("tp/syscalls/sys_enter_close")
-int http_close(struct syscall_enter *ctx)
-{
-	return closed(ctx->args[0]);
+	end_connection(c, key);
 }
 
 /*
  * The way out is shut: a response that lasts until then is complete. A client sends no more requests, and
  * may wait for the last response, if it has not shut the way in, too.
  */
-SEC("tp/syscalls/sys_enter_shutdown")
-int http_shutdown(struct syscall_enter *ctx)
+static __always_inline void shut(struct connection *c, bool is_all)
 {
-	struct connection_key key = {};
-	struct connection *c;
-
-	if (!current_target(&key.pid) || ctx->args[1] == 0 || !socket_of(ctx->args[0], &key))
-		return 0;
-	c = bpf_map_lookup_elem(&connections, &key);
-	if (!c || c->out.state == OPAQUE)
-		return 0;
+	if (c->out.state == OPAQUE)
+		return;
 	heed_missed(c);
 	forget_request_out(c);
-	if (c->role == ROLE_CLIENT && ctx->args[1] != SHUT_RDWR) {
+	if (c->role == ROLE_CLIENT && !is_all) {
 		c->in.state = OPAQUE;
-		return 0;
+		return;
 	}
-	if (c->out.state == BODY_UNTIL_CLOSE)
-		finish(c, c->out.status, END_RESPONSE);
-	else
-		finish(c, c->out.status, END_CLOSED);
+	finish(c, c->out.status, c->out.state == BODY_UNTIL_CLOSE ? END_RESPONSE : END_CLOSED);
 	c->in.state = OPAQUE;
 	c->out.state = OPAQUE;
-	return 0;
-}
-
-static __always_inline int duplicated(__s64 fd)
-{
-	struct connection_key key = {};
-	struct connection *c;
-
-	if (fd < 0 || !current_target(&key.pid) || !socket_of(fd, &key))
-		return 0;
-	c = bpf_map_lookup_elem(&connections, &key);
-	if (c)
-		__sync_fetch_and_add(&c->references, 1);
-	return 0;
-}
-
-SEC("tp/syscalls/sys_exit_dup")
-int http_dup(struct syscall_exit *ctx)
-{
-	return duplicated(ctx->ret);
-}
-
-/* dup2 of a number to itself does nothing, and is no error. */
-SEC("tp/syscalls/sys_exit_dup2")
-int http_dup2(struct syscall_exit *ctx)
-{
-	if (ctx->ret < 0 || !is_traced())
-		return 0;
-	ARGUMENTS(regs);
-	if ((__s32)regs->di == (__s32)regs->si)
-		return 0;
-	return duplicated(ctx->ret);
-}
-
-SEC("tp/syscalls/sys_exit_dup3")
-int http_dup3(struct syscall_exit *ctx)
-{
-	return duplicated(ctx->ret);
-}
-
-/* dup2 and dup3 close the number that they take, without a close, unless they are to fail. */
-static __always_inline int taken_over(struct syscall_enter *ctx)
-{
-	if (!is_traced() || (__s32)ctx->args[0] == (__s32)ctx->args[1] || !file_of(ctx->args[0]))
-		return 0;
-	return closed(ctx->args[1]);
-}
-
-SEC("tp/syscalls/sys_enter_dup2")
-int http_dup2_over(struct syscall_enter *ctx)
-{
-	return taken_over(ctx);
-}
-
-SEC("tp/syscalls/sys_enter_dup3")
-int http_dup3_over(struct syscall_enter *ctx)
-{
-	return taken_over(ctx);
-}
-
-SEC("tp/syscalls/sys_exit_fcntl")
-int http_fcntl(struct syscall_exit *ctx)
-{
-	if (ctx->ret < 0 || !is_traced())
-		return 0;
-	ARGUMENTS(regs);
-	if (regs->si != F_DUPFD && regs->si != F_DUPFD_CLOEXEC)
-		return 0;
-	return duplicated(ctx->ret);
 }
 
 /*
  * A thread that waits for events again is done with what it did as itself (tasks have keys of
  * their own): what it handles next need not be the same request.
  */
-static __always_inline int thread_waits(void)
+static __always_inline int thread_waits(struct target *target, __u32 pid)
 {
 	struct span_slot *slot;
 	__u64 key = thread_key();
-	struct target *target;
-	__u32 pid;
 
-	target = current_target(&pid);
-	if (!target)
-		return 0;
 	note_wait(target, pid);
 	slot = find_slot(pid, key);
 	if (slot)
@@ -1528,32 +1396,61 @@ static __always_inline int thread_waits(void)
 	return 0;
 }
 
-SEC("tp/syscalls/sys_enter_epoll_wait")
-int http_epoll_wait(struct syscall_enter *ctx)
+/*
+ * Descriptors are looked at before they go: once the kernel has closed one, another thread may be given the same
+ * number. ctx: struct pt_regs *, number of the system call
+ */
+SEC("tp_btf/sys_enter")
+int http_sys_enter(__u64 *ctx)
 {
-	(void)ctx;
-	return thread_waits();
+	const struct pt_regs *regs = (const struct pt_regs *)ctx[0];
+	struct connection_key key = {};
+	__u64 nr = ctx[1];
+	struct connection *c;
+	struct target *target;
+
+	switch (nr) {
+	case NR_CLOSE:
+	case NR_SHUTDOWN:
+	case NR_DUP2:
+	case NR_DUP3:
+	case NR_EPOLL_WAIT:
+	case NR_EPOLL_PWAIT:
+	case NR_EPOLL_PWAIT2:
+		break;
+	default:
+		return 0;
+	}
+	target = calling_target(&key.pid);
+	if (!target)
+		return 0;
+	if (nr == NR_EPOLL_WAIT || nr == NR_EPOLL_PWAIT || nr == NR_EPOLL_PWAIT2)
+		return thread_waits(target, key.pid);
+	if (nr == NR_SHUTDOWN && regs->si == SHUT_RD)
+		return 0;
+	/* These close the number that they take, without a close, unless they are to fail. */
+	if ((nr == NR_DUP2 || nr == NR_DUP3) && ((__s32)regs->di == (__s32)regs->si || !file_of(regs->di)))
+		return 0;
+	if (!socket_of(nr == NR_DUP2 || nr == NR_DUP3 ? regs->si : regs->di, &key))
+		return 0;
+	c = bpf_map_lookup_elem(&connections, &key);
+	if (!c)
+		return 0;
+	if (nr == NR_SHUTDOWN)
+		shut(c, regs->si == SHUT_RDWR);
+	else
+		closed(c, &key);
+	return 0;
 }
 
-SEC("tp/syscalls/sys_enter_epoll_pwait")
-int http_epoll_pwait(struct syscall_enter *ctx)
-{
-	(void)ctx;
-	return thread_waits();
-}
-
-SEC("tp/syscalls/sys_enter_epoll_pwait2")
-int http_epoll_pwait2(struct syscall_enter *ctx)
-{
-	(void)ctx;
-	return thread_waits();
-}
-
-SEC("tp/sched/sched_process_exit")
+SEC("raw_tp/sched_process_exit")
 int http_thread_exit(void *ctx)
 {
+	__u32 pid;
+	struct target *target = current_target(&pid);
+
 	(void)ctx;
-	return thread_waits();
+	return target ? thread_waits(target, pid) : 0;
 }
 
 FOR_THE_AGENT(struct connection_opaque_event, connection_opaque_event);

@@ -1,6 +1,6 @@
 """HTTP server: a server span for each HTTP/1.1 request that the target answers.
 
-No symbol is needed: system call tracepoints see the traffic of the sockets that the target accepted.
+No symbol is needed: the tracepoints of system calls see the traffic of the sockets that the target accepted.
 Names and attributes: OpenTelemetry semantic conventions, HTTP spans, stable.
 """
 
@@ -146,23 +146,11 @@ def _add_addresses(attributes: dict[str, AttributeValue], event: ServerSpanEvent
         attributes["server.port"] = event.addresses_local_port
 
 
-_PROGRAMS = (
-    *("http_sendfile", "http_accept", "http_accept4", "http_close", "http_shutdown"),
-    *("http_dup", "http_dup2", "http_dup3", "http_dup2_over", "http_dup3_over", "http_fcntl"),
-    *("http_epoll_wait", "http_epoll_pwait", "http_epoll_pwait2", "http_thread_exit"),
-)
-
 INSTRUMENTATION = Instrumentation(
     name="http_server",
-    probes=(
-        *(
-            Probe(program, Place.TRACEPOINT, tracepoints=tuple(f"sys_exit_{name}" for name in names))
-            for program, names in (
-                ("http_in", ("read", "readv", "recvfrom", "recvmsg")),
-                ("http_out", ("write", "writev", "sendto", "sendmsg")),
-            )
-        ),
-        *(Probe(program, Place.TRACEPOINT) for program in _PROGRAMS),
+    probes=tuple(
+        Probe(program, Place.TRACEPOINT)
+        for program in ("http_sys_enter", "http_sys_exit", "http_thread_exit")
     ),
     decoders={
         EventKind.SERVER_SPAN: decode_server_span,

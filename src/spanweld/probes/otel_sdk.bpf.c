@@ -1410,22 +1410,20 @@ int otel_on_end(struct pt_regs *ctx)
 }
 
 /* The stop writer must not show in the target's system calls and signals: stop_guard.bpf.h */
-SEC("tp/syscalls/sys_exit_epoll_wait")
-int otel_epoll_wait_interrupted(struct syscall_exit *ctx)
+SEC("tp_btf/sys_exit")
+int otel_wait_interrupted(__u64 *ctx)
 {
+	const struct pt_regs *regs = (const struct pt_regs *)ctx[0];
+	__s64 result = ctx[1];
+	struct target *target;
 	__u32 pid;
-	struct target *target = current_target(&pid);
 
-	return target ? stop_guard_interrupted(ctx->ret, target->tracer) : 0;
-}
-
-SEC("tp/syscalls/sys_exit_epoll_pwait")
-int otel_epoll_pwait_interrupted(struct syscall_exit *ctx)
-{
-	__u32 pid;
-	struct target *target = current_target(&pid);
-
-	return target ? stop_guard_interrupted(ctx->ret, target->tracer) : 0;
+	if (result != -STOP_GUARD_EINTR)
+		return 0;
+	target = current_target(&pid);
+	if (!target || (regs->orig_ax != NR_EPOLL_WAIT && regs->orig_ax != NR_EPOLL_PWAIT))
+		return 0;
+	return stop_guard_interrupted(result, target->tracer);
 }
 
 /* include/trace/events/signal.h: sig, info, task, group, result */

@@ -185,8 +185,7 @@ _ON_END: tuple[_Path, ...] = (
     ("<* as opentelemetry_sdk::trace::span_processor::SpanProcessor>::on_end", _OWN_CRATE, None),
 )
 _STOP_GUARDS = (
-    Probe("otel_epoll_wait_interrupted", Place.TRACEPOINT, for_stop_writer=True),
-    Probe("otel_epoll_pwait_interrupted", Place.TRACEPOINT, for_stop_writer=True),
+    Probe("otel_wait_interrupted", Place.TRACEPOINT, for_stop_writer=True),
     Probe("otel_signal_merged", Place.TRACEPOINT, for_stop_writer=True),
 )
 

@@ -134,18 +134,12 @@ int tokio_wake(struct pt_regs *ctx)
 	return 0;
 }
 
-/* include/trace/events/task.h; runs in the thread that starts the new one */
-struct task_newtask {
-	__u64 unused;
-	__s32 pid; /* thread id of the new one */
-	char comm[16];
-	__u32 pad;
-	__u64 clone_flags;
-};
-
-/* A thread starts as a task does. What had its id before it is long gone. */
-SEC("tp/task/task_newtask")
-int tokio_thread_started(struct task_newtask *ctx)
+/*
+ * A thread starts as a task does. What had its id before it is long gone. Runs in the thread that starts the new
+ * one. include/trace/events/task.h: task, clone_flags
+ */
+SEC("raw_tp/task_newtask")
+int tokio_thread_started(struct bpf_raw_tracepoint_args *ctx)
 {
 	struct active_spans found = {};
 	struct handed_on *all;
@@ -153,12 +147,12 @@ int tokio_thread_started(struct task_newtask *ctx)
 	__u32 pid;
 	struct target *target = current_target(&pid);
 
-	if (!target || !(ctx->clone_flags & CLONE_THREAD))
+	if (!target || !(ctx->args[1] & CLONE_THREAD))
 		return 0;
 	all = handed_on_of(pid);
 	if (!all)
 		return 0;
-	spawned = TASK_KEY_THREAD | (__u32)ctx->pid;
+	spawned = TASK_KEY_THREAD | (__u32)BPF_CORE_READ((struct task_struct *)ctx->args[0], pid);
 	if (all->thread_edges)
 		forget_edge(pid, spawned);
 	if (!find_context(pid, current_task_key(target), &found))
@@ -168,7 +162,7 @@ int tokio_thread_started(struct task_newtask *ctx)
 	return 0;
 }
 
-SEC("tp/sched/sched_process_exit")
+SEC("raw_tp/sched_process_exit")
 int tokio_thread_ends(void *ctx)
 {
 	__u32 pid;

@@ -84,29 +84,37 @@ struct sk_msg_md {
 _Static_assert(offsetof(struct bpf_sock_ops, sk) == 184, "as in the kernel");
 _Static_assert(offsetof(struct sk_msg_md, sk) == 72, "as in the kernel");
 
+/* Numbers of system calls, arch/x86/entry/syscalls/syscall_64.tbl */
+enum {
+	NR_READ = 0,
+	NR_WRITE = 1,
+	NR_CLOSE = 3,
+	NR_READV = 19,
+	NR_WRITEV = 20,
+	NR_DUP = 32,
+	NR_DUP2 = 33,
+	NR_SENDFILE = 40,
+	NR_CONNECT = 42,
+	NR_ACCEPT = 43,
+	NR_SENDTO = 44,
+	NR_RECVFROM = 45,
+	NR_SENDMSG = 46,
+	NR_RECVMSG = 47,
+	NR_SHUTDOWN = 48,
+	NR_FCNTL = 72,
+	NR_EPOLL_WAIT = 232,
+	NR_EPOLL_PWAIT = 281,
+	NR_ACCEPT4 = 288,
+	NR_DUP3 = 292,
+	NR_EPOLL_PWAIT2 = 441,
+};
+
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 
 /* arch/x86/include/asm/ptrace.h */
 struct pt_regs {
 	unsigned long r15, r14, r13, r12, bp, bx, r11, r10, r9, r8, ax, cx, dx, si, di, orig_ax, ip;
 	unsigned long cs, flags, sp, ss;
-};
-
-struct trace_entry {
-	int pid;
-};
-
-/* include/trace/events/syscalls.h, kernel/trace/trace.h */
-struct syscall_trace_enter {
-	struct trace_entry ent;
-	int nr;
-	unsigned long args[0];
-};
-
-struct syscall_trace_exit {
-	struct trace_entry ent;
-	int nr;
-	long ret;
 };
 
 struct in6_addr {
@@ -201,7 +209,15 @@ typedef struct {
 	unsigned long sig[1];
 } sigset_t;
 
+/* arch/x86/include/asm/thread_info.h; TS_COMPAT: in a system call of 32 bits */
+#define TS_COMPAT 2
+
+struct thread_info {
+	__u32 status;
+};
+
 struct task_struct {
+	struct thread_info thread_info;
 	unsigned int ptrace;
 	int pid;
 	int tgid;

@@ -16,36 +16,19 @@
 #define is_known_to_run_tasks(thread_edges) false
 #endif
 
+/*
+ * Global functions are verified once, alone, whoever calls them: what is long and called from
+ * several places is one, so that the verifier's work stays small.
+ */
+#define GLOBAL __attribute__((noinline))
+#define SPANS_FUNCTION GLOBAL
+
 #include "counters.h"
 #include "event.h"
 #include "handed_on.h"
 #include "inline_area.h"
 #include "spans_in_progress.h"
 #include "target.h"
-
-/*
- * Global functions are verified once, alone, whoever calls them: what is long and called from
- * several places is one, so that the verifier's work stays small.
- */
-#define GLOBAL __attribute__((noinline))
-
-/*
- * What the kernel hands to programs at syscalls/sys_enter_* and sys_exit_*: kernel/trace/trace_syscalls.c,
- * perf_call_bpf_enter() and perf_call_bpf_exit(). What follows the number there is whatever was on the stack.
- */
-struct syscall_enter {
-	__u64 unused;
-	__s32 nr;
-	__u32 garbage;
-	__u64 args[6];
-};
-
-struct syscall_exit {
-	__u64 unused;
-	__s32 nr;
-	__u32 garbage;
-	__s64 ret;
-};
 
 /* A type that only the agent uses: gets it into the object's BTF, from which events.py is made. */
 #define FOR_THE_AGENT(type, name) const type *for_the_agent_##name __attribute__((unused))
@@ -224,11 +207,6 @@ GLOBAL int slot_clear(struct span_slot *slot, __u64 key)
 	return slot ? spans_clear(slot, key) : SPANS_ABSENT;
 }
 
-GLOBAL int slot_active(struct span_slot *slot, __u64 key, struct active_spans *found)
-{
-	return slot && found ? spans_active(slot, key, found) : SPANS_ABSENT;
-}
-
 GLOBAL int bucket_claim(struct span_bucket *bucket, __u64 key)
 {
 	for (int i = 0; bucket && i < SPANS_BUCKET_SLOTS; i++)
@@ -250,7 +228,7 @@ static __always_inline bool find_active(__u32 pid, __u64 key, struct active_span
 {
 	struct span_slot *slot = find_slot(pid, key);
 
-	return slot && slot_active(slot, key, found) == SPANS_OK;
+	return slot && spans_active(slot, key, found) == SPANS_OK;
 }
 
 /* Makes a slot if the task, which is the running one, has none. */

@@ -3,7 +3,8 @@
  *
  * The one definition of the map's layout and of the operations on it, for BPF programs, for code
  * inside the target, and for tests on the host. It includes nothing: who includes it has
- * __u8 … __u64 and bool already, and defines SPANS_INLINE if `static inline` will not do.
+ * __u8 … __u64 and bool already, and defines SPANS_INLINE if `static inline` will not do, and
+ * SPANS_FUNCTION, for what is tried several times, if that is to be a function of its own.
  *
  * The map is an array of buckets (BPF_F_MMAPABLE), one map for each target. A task's slot is in
  * the bucket that its key hashes to, claimed by compare-and-swap 0 -> key (by the task itself,
@@ -20,6 +21,9 @@
 
 #ifndef SPANS_INLINE
 #define SPANS_INLINE static inline __attribute__((always_inline))
+#endif
+#ifndef SPANS_FUNCTION
+#define SPANS_FUNCTION SPANS_INLINE
 #endif
 
 #define SPANS_DEPTH 16 /* frames of a slot */
@@ -71,6 +75,7 @@ enum spans_result {
 	SPANS_BUSY, /* somebody else changed the slot all the while */
 	SPANS_OVERFLOW, /* the stack has no room */
 	SPANS_UNFRAMED, /* open spans, and no request: it is that of the task's spawner */
+	SPANS_AGAIN, /* the slot was being changed: to be looked at once more */
 };
 
 /* Fibonacci hashing: task ids are consecutive, their buckets should not be. */
@@ -154,18 +159,28 @@ SPANS_INLINE bool spans_is_unsettled(struct span_slot *slot)
 
 /*
  * Unlocks. Who ended a frame in the meantime and could not get the lock has left it to its holder
- * to see to the stack, so the holder looks once more when others can get it again.
+ * to see to the stack, so the holder looks once more when others can get it again: 0, if there was nothing
+ * to see to, else it has the lock again.
  */
+SPANS_FUNCTION int spans_unlock(struct span_slot *slot, __u64 key)
+{
+	bool empty;
+
+	if (!slot) /* never: for the verifier of BPF */
+		return 0;
+	empty = spans_settle(slot);
+	__sync_fetch_and_add(&slot->sequence, 1);
+	if (empty || !spans_is_unsettled(slot) || !spans_lock(slot, key))
+		return 0;
+	spans_cut_after_ended_servers(slot);
+	return 1;
+}
+
 SPANS_INLINE void spans_settle_and_unlock(struct span_slot *slot, __u64 key)
 {
-	for (int i = 0; i < SPANS_TRIES; i++) {
-		bool empty = spans_settle(slot);
-
-		__sync_fetch_and_add(&slot->sequence, 1);
-		if (empty || !spans_is_unsettled(slot) || !spans_lock(slot, key))
+	for (int i = 0; i < SPANS_TRIES; i++)
+		if (!spans_unlock(slot, key))
 			return;
-		spans_cut_after_ended_servers(slot);
-	}
 	spans_settle(slot);
 	__sync_fetch_and_add(&slot->sequence, 1);
 }
@@ -257,58 +272,69 @@ struct active_spans {
 	volatile __u32 is_set;
 };
 
+/* One look for spans_active: what that returns, or SPANS_AGAIN. */
+SPANS_FUNCTION int spans_look(struct span_slot *slot, __u64 key, struct active_spans *found)
+{
+	bool framed = false;
+	__u32 before, depth;
+
+	if (!slot || !found) /* never: for the verifier of BPF */
+		return SPANS_ABSENT;
+	before = *(volatile __u32 *)&slot->sequence;
+	if (before & 1)
+		return SPANS_AGAIN;
+	if (*(volatile __u64 *)&slot->key != key)
+		return SPANS_ABSENT;
+	__asm__ volatile("" ::: "memory");
+	found->servers = 0;
+	found->is_set = 0;
+	depth = slot->depth;
+	for (int i = 0; i < SPANS_DEPTH; i++) {
+		struct span_frame *frame = &slot->frames[i];
+
+		if ((__u32)i >= depth)
+			break;
+		/* What follows a request that has ended went with it. */
+		if (frame->kind == FRAME_SERVER) {
+			found->is_set = 0;
+			framed = true;
+		}
+		if (!frame->span_id)
+			continue;
+		if (frame->kind == FRAME_SERVER) {
+			found->servers++;
+			found->is_set = 1;
+			found->server = *frame;
+		}
+		if (found->is_set || !framed) {
+			found->is_set = 1;
+			found->active = *frame;
+		}
+	}
+	/* x86-64 keeps loads in order: only the compiler must. */
+	__asm__ volatile("" ::: "memory");
+	if (*(volatile __u32 *)&slot->sequence != before)
+		return SPANS_AGAIN;
+	if (!found->servers && found->is_set)
+		return found->active.span_id ? SPANS_UNFRAMED : SPANS_ABSENT;
+	if (found->servers != 1 || !found->is_set)
+		return SPANS_ABSENT;
+	if (!found->server.span_id || !found->active.span_id)
+		return SPANS_AGAIN; /* ended without the lock, between the two looks */
+	return SPANS_OK;
+}
+
 /*
  * The active span context of a task. A task with two open requests has none, since nothing tells
  * which of them the code at hand belongs to. SPANS_UNFRAMED: only `active` is set.
  */
 SPANS_INLINE enum spans_result spans_active(struct span_slot *slot, __u64 key, struct active_spans *found)
 {
-	for (int attempt = 0; attempt < SPANS_TRIES; attempt++) {
-		__u32 before = *(volatile __u32 *)&slot->sequence;
-		bool framed = false;
-		__u32 depth;
+	for (int i = 0; i < SPANS_TRIES; i++) {
+		int result = spans_look(slot, key, found);
 
-		if (before & 1)
-			continue;
-		if (*(volatile __u64 *)&slot->key != key)
-			return SPANS_ABSENT;
-		__asm__ volatile("" ::: "memory");
-		found->servers = 0;
-		found->is_set = 0;
-		depth = slot->depth;
-		for (int i = 0; i < SPANS_DEPTH; i++) {
-			struct span_frame *frame = &slot->frames[i];
-
-			if ((__u32)i >= depth)
-				break;
-			/* What follows a request that has ended went with it. */
-			if (frame->kind == FRAME_SERVER) {
-				found->is_set = 0;
-				framed = true;
-			}
-			if (!frame->span_id)
-				continue;
-			if (frame->kind == FRAME_SERVER) {
-				found->servers++;
-				found->is_set = 1;
-				found->server = *frame;
-			}
-			if (found->is_set || !framed) {
-				found->is_set = 1;
-				found->active = *frame;
-			}
-		}
-		/* x86-64 keeps loads in order: only the compiler must. */
-		__asm__ volatile("" ::: "memory");
-		if (*(volatile __u32 *)&slot->sequence != before)
-			continue;
-		if (!found->servers && found->is_set)
-			return found->active.span_id ? SPANS_UNFRAMED : SPANS_ABSENT;
-		if (found->servers != 1 || !found->is_set)
-			return SPANS_ABSENT;
-		if (!found->server.span_id || !found->active.span_id)
-			continue; /* ended without the lock, between the two looks */
-		return SPANS_OK;
+		if (result != SPANS_AGAIN)
+			return (enum spans_result)result;
 	}
 	return SPANS_BUSY;
 }

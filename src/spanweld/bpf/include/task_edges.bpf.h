@@ -7,7 +7,6 @@
 #ifndef SPANWELD_TASK_EDGES_BPF_H
 #define SPANWELD_TASK_EDGES_BPF_H
 
-#include "handed_on.h"
 #include "maps.bpf.h"
 #include "task_edges.h"
 
@@ -90,12 +89,17 @@ static __always_inline struct listed_bucket *find_listed_bucket(__u32 pid, __u64
 	return element ? &element->buckets[number % LISTED_BUCKETS_EACH] : NULL;
 }
 
-/* Whether the request's server span is open. */
-GLOBAL int is_open(__u32 pid, __u64 server_span_id)
+static __always_inline bool is_open_request(__u32 pid, __u64 server_span_id)
 {
 	struct open_bucket *bucket = find_open_bucket(pid, server_span_id);
 
 	return server_span_id && bucket && open_find(bucket, server_span_id) >= 0;
+}
+
+/* Whether the request's server span is open. */
+GLOBAL int is_open(__u32 pid, __u64 server_span_id)
+{
+	return is_open_request(pid, server_span_id);
 }
 
 static __always_inline void open_request(__u32 pid, __u64 server_span_id)
@@ -118,40 +122,32 @@ static __always_inline __s64 count_open(__u32 pid)
 	return all ? *(volatile __s64 *)&all->open : 0;
 }
 
-GLOBAL int slot_end_unframed(struct span_slot *slot, __u64 key)
-{
-	return slot ? spans_end_unframed(slot, key) : SPANS_ABSENT;
-}
-
-GLOBAL int end_unframed(__u32 pid, __u64 task_key)
+static __always_inline void end_unframed(__u32 pid, __u64 task_key)
 {
 	struct span_slot *slot = find_slot(pid, task_key);
 
-	if (slot && slot_end_unframed(slot, task_key) == SPANS_BUSY)
+	if (slot && spans_end_unframed(slot, task_key) == SPANS_BUSY)
 		count(COUNT_SLOT_BUSY);
-	return 0;
 }
 
-struct listed_number {
+struct listed_of {
 	__u64 server_span_id;
 	__u32 pid;
-	__u32 number;
+	__u32 pad;
 };
 
+/* A step for each place of a bucket: at this depth no more may be called than once. */
 static long release_listed(__u32 index, void *context)
 {
-	struct listed_number *listed = context;
-	__u64 id = listed->server_span_id;
-	struct listed_bucket *bucket = find_listed_bucket(listed->pid, id, listed->number);
+	struct listed_of *listed = context;
+	__u64 id = listed->server_span_id, task_key;
+	struct listed_bucket *bucket = find_listed_bucket(listed->pid, id, index / HANDED_BUCKET);
 
-	(void)index;
-	for (int i = 0; bucket && i < HANDED_BUCKET; i++) {
-		__u64 task_key = listed_take(&bucket->slots[i], id, 0);
-
-		if (task_key)
-			end_unframed(listed->pid, task_key);
-	}
-	listed->number++;
+	if (!bucket)
+		return 1;
+	task_key = listed_take(&bucket->slots[index % HANDED_BUCKET], id, 0);
+	if (task_key)
+		end_unframed(listed->pid, task_key);
 	return 0;
 }
 
@@ -160,7 +156,7 @@ GLOBAL int close_request(__u32 pid, __u64 server_span_id)
 {
 	struct open_bucket *bucket = find_open_bucket(pid, server_span_id);
 	struct handed_on *all = handed_on_of(pid);
-	struct listed_number listed = {};
+	struct listed_of listed = {};
 	int slots;
 
 	if (!bucket || !all)
@@ -173,13 +169,8 @@ GLOBAL int close_request(__u32 pid, __u64 server_span_id)
 	listed.server_span_id = server_span_id;
 	listed.pid = pid;
 	if (slots)
-		bpf_loop(slots, release_listed, &listed, 0);
+		bpf_loop(slots * HANDED_BUCKET, release_listed, &listed, 0);
 	return 0;
-}
-
-GLOBAL int bucket_read_edge(struct edge_bucket *bucket, __u64 task_key, struct active_spans *found)
-{
-	return bucket && found && edge_read(bucket, task_key, found);
 }
 
 GLOBAL int bucket_write_edge(struct edge_bucket *bucket, __u32 at, __u64 task_key, struct active_spans *from)
@@ -193,8 +184,11 @@ GLOBAL int bucket_write_edge(struct edge_bucket *bucket, __u32 at, __u64 task_ke
  */
 GLOBAL int spawner_context(__u32 pid, __u64 task_key, struct active_spans *found)
 {
-	if (!found || !bucket_read_edge(find_edge_bucket(pid, task_key), task_key, found) ||
-	    !is_open(pid, found->server.span_id))
+	struct edge_bucket *bucket = find_edge_bucket(pid, task_key);
+
+	/* Called at a depth at which nothing more may be called. */
+	if (!found || !bucket || !edge_read(bucket, task_key, found) ||
+	    !is_open_request(pid, found->server.span_id))
 		return 0;
 	found->servers = 0;
 	found->is_set = 1;
@@ -237,7 +231,7 @@ GLOBAL int find_context(__u32 pid, __u64 task_key, struct active_spans *found)
 	if (!found)
 		return 0;
 	if (slot) {
-		int result = slot_active(slot, task_key, found);
+		int result = spans_active(slot, task_key, found);
 
 		if (result == SPANS_OK)
 			return 1;
@@ -291,7 +285,8 @@ GLOBAL int take_back(__u32 pid, __u64 task_key, __u64 server_span_id, int listin
 
 	for (int i = 0; listing >= LISTED_NOW && slots && i < HANDED_BUCKET; i++)
 		listed_take(&slots->slots[i], server_span_id, task_key);
-	return end_unframed(pid, task_key);
+	end_unframed(pid, task_key);
+	return 0;
 }
 
 /* Pushes upon what was found by find_context(). The stack of its callers is nearly full: no deeper calls. */
