@@ -1,61 +1,113 @@
-"""What the agent costs a service at saturation: copies of one service side by side, alternating rounds.
+"""What the agent costs a service: a hit of a probe, throughput, and latency; copies side by side.
 
-    python -m bench.throughput [--rounds N] [--seconds S]
+    python -m bench.throughput [--rounds N] [--seconds S] [--case NAME]...
 
-Copies of the `lab` service (one manual root a request) and of `minimal` (no SDK) run at once, and wrk
-loads one after the other: two bare copies (their ratio is the spread of the machine), and one for each way
-of tracing. A figure is the median over the rounds of the ratio to the first bare copy of the same round.
+Copies of one service run at once and are loaded one after the other, in rounds that alternate: two bare ones
+(the second one's ratio to the first is the spread of the machine, A/A), and one for each way of tracing.
+A figure is the median over the rounds; a ratio is that to the first bare copy in the same round.
+
+- hit: nanoseconds by manual root (three probes; two stops more with stop), over one connection: what a request
+  with ten takes longer than one with none, and that less what it does in the bare copy. And by call, what
+  code inside the target and a uprobe cost each by themselves.
+- throughput: wrk at saturation.
+- latency: p99 at a fixed rate, 0.4 of the throughput of the slowest copy; from the moment at which each
+  request was due.
+
+Cases: `minimal` (no SDK), `lab` with one manual span and with ten, and `users`, which calls `store` for each
+request over connections that are kept, so that there are probes on spawns and wakes. Needs root, clang
+and wrk.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
+import os
 import re
-import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
+from urllib.parse import urlsplit
 
+from bench.inline_cost import measure as measure_inline
+from build_native import WARNINGS, find_clang
+from spanweld.agent import load_programs
+from spanweld.bpf.host import look_at_host
+from spanweld.commands.doctor import measure_uprobe
+from spanweld.settings import Settings
 from tests.support.agent import attach
 from tests.support.services import Service, binary
 
 CONNECTIONS = 32
+ROOTS = 10
+FIXED_RATE = 0.4
+Options = tuple[str, ...]
+
+# The agent's options; None: a bare copy.
+COPIES: dict[str, Options | None] = {
+    "bare": None,
+    "bare again": None,
+    "inline": ("--write", "inline"),
+    "uprobe": ("--probes", "uprobe", "--write", "off"),
+    "stop": ("--probes", "uprobe", "--write", "stop"),
+}
+AUTOMATIC: dict[str, Options | None] = {"bare": None, "bare again": None, "traced": ("--write", "off")}
 
 
 @dataclass(frozen=True, slots=True)
-class Copy:
-    """One copy of a service; ``options`` are the agent's, None for a bare one."""
+class Case:
+    """What is asked of which service, and the copies of it."""
 
-    name: str
-    options: tuple[str, ...] | None
+    service: str
+    path: str
+    copies: Mapping[str, Options | None]
+    method: str = "GET"
 
 
-CASES: dict[tuple[str, str], tuple[Copy, ...]] = {
-    ("minimal", "/"): (
-        Copy("bare", None),
-        Copy("bare again", None),
-        Copy("traced", ("--write", "off")),
-    ),
-    ("lab", "/drop/1"): (
-        Copy("bare", None),
-        Copy("bare again", None),
-        Copy("write off", ("--write", "off")),
-        Copy("write stop", ("--write", "stop")),
-        Copy("write inline", ("--write", "inline")),
-    ),
+CASES = {
+    "no span": Case("minimal", "/", AUTOMATIC),
+    "one span": Case("lab", "/many/1?spans=1", COPIES),
+    "ten spans": Case("lab", f"/many/1?spans={ROOTS}", COPIES),
+    "spawns and wakes": Case("users", "/api/users/1", COPIES, "POST"),
 }
+HIT = "hit"
 
 
-def requests_per_second(url: str, seconds: int, script: Path | None = None) -> float:
+@contextlib.contextmanager
+def running(case: Case, folder: Path) -> Iterator[dict[str, str]]:
+    """The copies of a service, traced as each is to be; their URLs by name."""
+    # No collector listens: the service's exporter must not be part of what is measured.
+    environ = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9", "OTEL_BSP_SCHEDULE_DELAY": "600000"}
+    with contextlib.ExitStack() as stack:
+        arguments: list[str] = []
+        if case.service == "users":
+            store = stack.enter_context(Service(binary("store", "release"), ["--delay-ms", "0"]))
+            arguments = ["--store", store.url]
+        urls = {}
+        for name, options in case.copies.items():
+            service = stack.enter_context(Service(binary(case.service, "release"), arguments, environ))
+            urls[name] = service.url
+            if options is not None:
+                export = folder / f"{case.service}-{name}"
+                agent = stack.enter_context(attach(service.pid, *options, export=export))
+                if "inline" in options:
+                    assert "(write inline)" in agent.messages.wait_for("ready (pid")
+        yield urls
+
+
+def requests_per_second(
+    url: str, seconds: int, script: Path | None = None, connections: int = CONNECTIONS
+) -> float:
     """One run of wrk, by a script of its own if one is given; raises if a request failed."""
     command = [
         "wrk",
         "-t1",
-        f"-c{CONNECTIONS}",
+        f"-c{connections}",
         f"-d{seconds}",
         *(["-s", str(script)] if script else []),
         url,
@@ -68,66 +120,131 @@ def requests_per_second(url: str, seconds: int, script: Path | None = None) -> f
     return float(match[1])
 
 
-def measure(service: str, path: str, copies: Sequence[Copy], rounds: int, seconds: int) -> None:
-    """Runs one case and prints its lines."""
-    with contextlib.ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        urls: dict[Copy, str] = {}
-        for copy in copies:
-            # No collector listens: the service's exporter must not be part of what is measured.
-            environ = {
-                "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9",
-                "OTEL_BSP_SCHEDULE_DELAY": "600000",
-            }
-            running = stack.enter_context(Service(binary(service, "release"), environ=environ))
-            urls[copy] = running.url + path
-            if copy.options is not None:
-                stack.enter_context(attach(running.pid, *copy.options, export=folder / copy.name))
-        compare(
-            f"{service}{path}",
-            {copy.name: url for copy, url in urls.items()},
-            rounds,
-            seconds,
-            requests_per_second,
+def take_turns(
+    title: str, urls: Mapping[str, str], rounds: int, measure: Callable[[str], float]
+) -> dict[str, list[float]]:
+    """One figure of each copy and round, by name; once before that to no end."""
+    for url in urls.values():
+        measure(url)
+    figures: dict[str, list[float]] = {name: [] for name in urls}
+    for number in range(rounds):
+        print(f"\r{title}: round {number + 1} of {rounds}", end="", file=sys.stderr, flush=True)
+        # Every other round backwards, so that what drifts hits all alike.
+        for name in urls if number % 2 else reversed(list(urls)):
+            figures[name].append(measure(urls[name]))
+    print("\r\033[K", end="", file=sys.stderr)
+    return figures
+
+
+def show(title: str, unit: str, figures: Mapping[str, list[float]]) -> None:
+    """Medians, and ratios to the first copy."""
+    bare = next(iter(figures.values()))
+    print(title)
+    for name, of_copy in figures.items():
+        ratios = [one / base for one, base in zip(of_copy, bare, strict=True)]
+        print(
+            f"  {name:<12} {median(of_copy):9.0f} {unit:<7} "
+            f"ratio {median(ratios):.3f}   (from {min(ratios):.3f} to {max(ratios):.3f})"
         )
 
 
 def compare(
-    title: str, urls: dict[str, str], rounds: int, seconds: int, rate: Callable[[str, int], float]
-) -> None:
-    """Loads copies of a service by turns, and prints medians and ratios to the first one.
+    title: str, urls: Mapping[str, str], rounds: int, seconds: int, rate: Callable[[str, int], float]
+) -> dict[str, list[float]]:
+    """Loads copies of a service by turns, and prints and returns their requests a second.
 
     ``urls`` are by name. ``rate`` gives the requests a second of one run at a URL, of so many seconds.
     """
-    for url in urls.values():
-        rate(url, 1)
-    rates: dict[str, list[float]] = {name: [] for name in urls}
-    for number in range(rounds):
-        print(f"\r{title}: round {number + 1} of {rounds}", end="", file=sys.stderr, flush=True)
-        # Every other round backwards, so that what drifts hits all alike.
-        for name in urls if number % 2 else reversed(urls):
-            rates[name].append(rate(urls[name], seconds))
-    print("\r\033[K", end="", file=sys.stderr)
-    bare = next(iter(rates.values()))
-    print(title)
-    for name, of_copy in rates.items():
-        ratios = [one / base for one, base in zip(of_copy, bare, strict=True)]
+    figures = take_turns(title, urls, rounds, lambda url: rate(url, seconds))
+    show(title, "req/s", figures)
+    return figures
+
+
+def build_paced(folder: Path) -> Path:
+    """The program that sends at a fixed rate."""
+    program = folder / "paced"
+    source = Path(__file__).with_name("paced.c")
+    subprocess.run([find_clang(), "-O2", *WARNINGS, str(source), "-o", str(program)], check=True)
+    return program
+
+
+def p99(program: Path, url: str, method: str, rate: float, seconds: int) -> float:
+    """Microseconds, of one run at a rate; raises if a request failed."""
+    place = urlsplit(url)
+    target = place.path + (f"?{place.query}" if place.query else "")
+    command = [str(program), place.hostname or "", str(place.port), method, target, f"{rate:.0f}"]
+    output = subprocess.run(
+        [*command, str(seconds), str(CONNECTIONS)], check=True, capture_output=True, text=True
+    ).stdout
+    return float(dict(line.split() for line in output.splitlines())["p99"])
+
+
+def measure_case(name: str, rounds: int, seconds: int, folder: Path) -> None:
+    """Throughput, then latency, of one case."""
+    case = CASES[name]
+    script = folder / "method.lua"
+    script.write_text(f'wrk.method = "{case.method}"\n')
+    program = build_paced(folder)
+    with running(case, folder) as places:
+        urls = {copy: place + case.path for copy, place in places.items()}
+        rates = compare(
+            f"{name}: throughput",
+            urls,
+            rounds,
+            seconds,
+            lambda url, length: requests_per_second(url, length, script),
+        )
+        fixed = FIXED_RATE * min(median(of_copy) for of_copy in rates.values())
+        title = f"{name}: p99 at {fixed:.0f} requests a second"
+        late = take_turns(title, urls, rounds, lambda url: p99(program, url, case.method, fixed, seconds))
+        show(title, "us", late)
+
+
+def measure_hits(rounds: int, seconds: int, folder: Path) -> None:
+    """What a root costs in a service, and a hit by itself."""
+    print("a hit by itself, ns")
+    for what, nanoseconds in measure_inline(max(1, min(rounds, 21)), folder).items():
+        print(f"  inline, {what:<12} {nanoseconds:9.1f}")
+    bpf, _ = load_programs(Settings(), look_at_host(mount=True))
+    with bpf:
+        print(f"  uprobe {measure_uprobe(bpf, ctypes.CDLL(None).wctob) or 0:23.1f}")
+    case = CASES["ten spans"]
+
+    def nanoseconds_of_a_root(url: str) -> float:
+        with_roots, without = (
+            1e9 / requests_per_second(f"{url}/many/1?spans={number}", seconds, connections=1)
+            for number in (ROOTS, 0)
+        )
+        return (with_roots - without) / ROOTS
+
+    with running(case, folder) as urls:
+        figures = take_turns("a root", urls, rounds, nanoseconds_of_a_root)
+    bare = figures["bare"]
+    print("a root in a service, ns: in all, and more than in a bare copy")
+    for name, of_copy in figures.items():
+        more = [one - base for one, base in zip(of_copy, bare, strict=True)]
         print(
-            f"  {name:<12} {statistics.median(of_copy):9.0f} req/s   "
-            f"ratio {statistics.median(ratios):.3f}   (from {min(ratios):.3f} to {max(ratios):.3f})"
+            f"  {name:<12} {median(of_copy):9.0f} {median(more):9.0f}   "
+            f"(from {min(more):.0f} to {max(more):.0f})"
         )
 
 
 def main() -> None:
-    """Measures every case."""
+    """Measures every case, or those that are asked for."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rounds", type=int, default=10, help="rounds of each case (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=20, help="rounds of each case (default: %(default)s)")
     parser.add_argument("--seconds", type=int, default=3, help="length of a run (default: %(default)s)")
+    parser.add_argument("--case", action="append", choices=[HIT, *CASES], help="only this one, or these")
     options = parser.parse_args()
-    for (service, path), copies in CASES.items():
-        measure(service, path, copies, options.rounds, options.seconds)
+    print(f"{os.cpu_count()} processors, load {os.getloadavg()[0]:.1f}")
+    with tempfile.TemporaryDirectory() as folder:
+        for name in options.case or (HIT, *CASES):
+            if name == HIT:
+                measure_hits(options.rounds, options.seconds, Path(folder))
+            else:
+                measure_case(name, options.rounds, options.seconds, Path(folder))
 
 
 if __name__ == "__main__":

@@ -104,6 +104,7 @@ fn router(telemetry: Arc<Telemetry>) -> Router {
         .route("/nested/{n}", get(spans::nested))
         .route("/in-span/{n}", get(spans::in_span))
         .route("/roots/{n}", get(spans::roots))
+        .route("/many/{n}", get(spans::many))
         .route("/open-roots/{n}", get(spans::open_roots))
         .route("/join/{n}", get(spans::join))
         .route("/drop/{n}", get(spans::drop_without_end))

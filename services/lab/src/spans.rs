@@ -90,6 +90,20 @@ pub async fn roots(State(lab): Lab, Path(n): Number) -> &'static str {
     "roots"
 }
 
+#[derive(Deserialize)]
+pub struct Many {
+    spans: u32,
+}
+
+/// So many roots, one after the other, and nothing else.
+pub async fn many(State(lab): Lab, Path(n): Number, Query(many): Query<Many>) -> &'static str {
+    let spans = Spans::new(&lab.tracer, "many", n);
+    for _ in 0..many.spans {
+        spans.start("root").end();
+    }
+    "many"
+}
+
 /// Root a stays open while b, then c, start and end. None is in the context of another.
 pub async fn open_roots(State(lab): Lab, Path(n): Number) -> &'static str {
     let spans = Spans::new(&lab.tracer, "open-roots", n);

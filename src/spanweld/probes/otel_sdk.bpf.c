@@ -1125,10 +1125,10 @@ static __always_inline bool write_parent(const struct target *target, struct pt_
 	return false;
 }
 
-/* Reads of the Span at `address` what its event says. */
-static __always_inline bool read_span(struct manual_span_event *event, const struct sdk_layout *layout,
-				      __u64 address)
+/* Reads of the Span at `address` what its event says; all that is only shown, only if it is. */
+static __always_inline bool read_span(struct manual_span_event *event, const struct target *target, __u64 address)
 {
+	const struct sdk_layout *layout = &target->layout;
 	__u64 name_pointer = address + layout->span_name_pointer;
 	__u64 name_length = address + layout->span_name_length;
 	__u64 name = 0, length = 0, status = 0, tag = 0;
@@ -1158,6 +1158,8 @@ static __always_inline bool read_span(struct manual_span_event *event, const str
 						       : MANUAL_STATUS_ERROR;
 	if (length > SPAN_NAME_MAX)
 		length = SPAN_NAME_MAX;
+	if (!target->wants_manual_spans)
+		length = 0;
 	if (length && read_far(event->name, length, (void *)name)) {
 		/* It is only shown. */
 		count(COUNT_READ_FAULT);
@@ -1275,7 +1277,7 @@ int otel_ensure_ended_and_exported(struct pt_regs *ctx)
 				context.span_id);
 		return 0;
 	}
-	if (!read_span(&event, &target->layout, span)) {
+	if (!read_span(&event, target, span)) {
 		count(COUNT_READ_FAULT);
 		bpf_map_delete_elem(&manual_spans, &span_key);
 		return 0;
@@ -1343,7 +1345,7 @@ static __always_inline void end_exported(struct target *target, __u32 pid, struc
 {
 	struct manual_span_event event = {};
 
-	if (!read_span(&event, &target->layout, address)) {
+	if (!read_span(&event, target, address)) {
 		count(COUNT_READ_FAULT);
 		return;
 	}
