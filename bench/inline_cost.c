@@ -2,10 +2,11 @@
  * What the probes inside a target cost, measured without a target: the very code is mapped here as the
  * patcher maps it there, with an open request, and called as the SDK's functions would be.
  *
- *	inline_cost CODE ROUNDS STUB_NEW_TRACE_ID DISPLACED STUB_BUILD DISPLACED STUB_END DISPLACED
+ *	inline_cost CODE ROUNDS STUB_NEW_TRACE_ID DISPLACED STUB_BUILD DISPLACED STUB_END DISPLACED BEHIND_SPAWN BACK COOKIE
  *
  * CODE is the flat code; addresses are offsets in it. Prints "NAME NANOSECONDS" lines, medians of rounds, and
- * ends with 1 if an adoption came out wrong.
+ * ends with 1 if an adoption came out wrong, or a register, a flag or the red zone was not left as it was where
+ * a task is spawned.
  */
 #define _GNU_SOURCE
 #include <linux/types.h>
@@ -18,9 +19,11 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "handed_on.h"
 #include "inline_area.h"
 #include "spans_in_progress.h"
 #include "target.h"
+#include "tokio_tasks.h"
 
 #define CALLS 200000
 #define SPANS_SIZE (4096UL * 2048)
@@ -48,6 +51,85 @@ static uint8_t *base;
 static uint8_t span[0x180];
 static struct context context, parent;
 static unsigned int wrong;
+
+/*
+ * Goes where a displaced instruction within a function would, with all registers, the flags and the red
+ * zone filled, and notes what they are when it comes back.
+ */
+#define REGISTERS 15
+#define ARITHMETIC_FLAGS 0x8d5
+
+void check_within(void *behind);
+extern char within_back[];
+uint64_t registers_after[REGISTERS + 3], within_sp, within_behind;
+
+__asm__("	.text\n"
+	"check_within:\n"
+	"	pushq %rbx\n	pushq %rbp\n	pushq %r12\n	pushq %r13\n	pushq %r14\n	pushq %r15\n"
+	"	movq %rsp, within_sp(%rip)\n"
+	"	movq %rdi, within_behind(%rip)\n"
+	"	subq $264, %rsp\n"
+	"	pushq $0x8d5\n"
+	"	popfq\n"
+	"	movabsq $0x1, %rax\n"
+	"	movabsq $0x1111111111111113, %rbx\n"
+	"	movabsq $0x2222222222222225, %rcx\n"
+	"	movabsq $0x3333333333333337, %rdx\n"
+	"	movabsq $0x4444444444444449, %rsi\n"
+	"	movabsq $0x555555555555555b, %rdi\n"
+	"	movabsq $0x666666666666666d, %rbp\n"
+	"	movabsq $0x777777777777777f, %r8\n"
+	"	movabsq $0x8888888888888891, %r9\n"
+	"	movabsq $0x99999999999999a3, %r10\n"
+	"	movabsq $0xaaaaaaaaaaaaaab5, %r11\n"
+	"	movabsq $0xbbbbbbbbbbbbbbc7, %r12\n"
+	"	movabsq $0xccccccccccccccd9, %r13\n"
+	"	movabsq $0xddddddddddddddeb, %r14\n"
+	"	movabsq $0xeeeeeeeeeeeeeefd, %r15\n"
+	"	movq %rax, -8(%rsp)\n"
+	"	movq %r15, -128(%rsp)\n"
+	"	jmp *within_behind(%rip)\n"
+	"	.globl within_back\n"
+	"within_back:\n"
+	"	movq %rax, registers_after+0(%rip)\n"
+	"	movq %rbx, registers_after+8(%rip)\n"
+	"	movq %rcx, registers_after+16(%rip)\n"
+	"	movq %rdx, registers_after+24(%rip)\n"
+	"	movq %rsi, registers_after+32(%rip)\n"
+	"	movq %rdi, registers_after+40(%rip)\n"
+	"	movq %rbp, registers_after+48(%rip)\n"
+	"	movq %r8, registers_after+56(%rip)\n"
+	"	movq %r9, registers_after+64(%rip)\n"
+	"	movq %r10, registers_after+72(%rip)\n"
+	"	movq %r11, registers_after+80(%rip)\n"
+	"	movq %r12, registers_after+88(%rip)\n"
+	"	movq %r13, registers_after+96(%rip)\n"
+	"	movq %r14, registers_after+104(%rip)\n"
+	"	movq %r15, registers_after+112(%rip)\n"
+	"	movq -8(%rsp), %rax\n"
+	"	movq %rax, registers_after+120(%rip)\n"
+	"	movq -128(%rsp), %rax\n"
+	"	movq %rax, registers_after+128(%rip)\n"
+	"	pushfq\n"
+	"	popq registers_after+136(%rip)\n"
+	"	addq $264, %rsp\n"
+	"	cmpq %rsp, within_sp(%rip)\n"
+	"	je 1f\n"
+	"	ud2\n"
+	"1:	popq %r15\n	popq %r14\n	popq %r13\n	popq %r12\n	popq %rbp\n	popq %rbx\n"
+	"	ret\n");
+
+static bool leaves_all(void *behind)
+{
+	bool same = true;
+
+	check_within(behind);
+	for (uint64_t i = 0; i < REGISTERS; i++)
+		same &= registers_after[i] == 0x1111111111111111ULL * i + i + 1;
+	return same && registers_after[REGISTERS] == registers_after[0] &&
+	       registers_after[REGISTERS + 1] == registers_after[REGISTERS - 1] &&
+	       (registers_after[REGISTERS + 2] & ARITHMETIC_FLAGS) == ARITHMETIC_FLAGS;
+}
 
 static uint64_t now(void)
 {
@@ -112,9 +194,24 @@ static void open_request(void)
 	struct span_bucket *buckets = (struct span_bucket *)(base + INLINE_PLACE_SPANS);
 	struct span_slot *slot = &buckets[spans_bucket_of(TASK)].slots[0];
 	struct span_frame frame = {TRACE_LOW, TRACE_HIGH, SERVER_SPAN, 0, TRACE_FLAG_SAMPLED, FRAME_SERVER, {0}};
+	uint32_t number = open_bucket_of(SERVER_SPAN);
+	struct open_buckets *open = (struct open_buckets *)&buckets[SHARED_OPEN + number / OPEN_BUCKETS_EACH];
 
 	slot->key = TASK;
 	spans_push(slot, TASK, &frame);
+	open_add(&open->buckets[number % OPEN_BUCKETS_EACH], SERVER_SPAN);
+}
+
+/* What the spawned task starts with. */
+static bool has_edge(uint64_t task)
+{
+	struct span_bucket *elements = (struct span_bucket *)(base + INLINE_PLACE_SPANS);
+	uint32_t number = edge_bucket_of(task);
+	struct edge_buckets *edges = (struct edge_buckets *)&elements[SHARED_EDGES + number / EDGE_BUCKETS_EACH];
+	struct active_spans found = {};
+
+	return edge_read(&edges->buckets[number % EDGE_BUCKETS_EACH], task, &found) &&
+	       found.server.span_id == SERVER_SPAN;
 }
 
 /* One root from its begin to its end. */
@@ -147,21 +244,23 @@ static double median(double *values, int count)
 
 int main(int argc, char **argv)
 {
-	uint64_t at[8];
+	uint64_t at[9];
 	int rounds;
-	double bare[64], dead[64], idle[64], adoption[64];
+	double bare[64], dead[64], idle[64], adoption[64], spawn[64];
+	void (*spawned)(uint64_t, uint64_t, uint64_t id);
+	uint8_t *back;
 	uint32_t *owner;
 	new_trace_id *begin, *displaced;
 
-	if (argc != 9) {
-		fprintf(stderr, "usage: inline_cost CODE ROUNDS and six addresses\n");
+	if (argc != 12) {
+		fprintf(stderr, "usage: inline_cost CODE ROUNDS and nine addresses\n");
 		return 2;
 	}
 	map_all(argv[1]);
 	rounds = atoi(argv[2]);
 	if (rounds < 1 || rounds > 64)
 		return 2;
-	for (int i = 3; i < 9; i++)
+	for (int i = 3; i < 12; i++)
 		at[i - 3] = strtoull(argv[i], NULL, 0);
 	for (int i = 1; i < 6; i += 2)
 		base[at[i]] = RETURN;
@@ -171,8 +270,18 @@ int main(int argc, char **argv)
 	*(uint32_t *)(base + INLINE_PLACE_GUARD) = 1;
 	make_target();
 	open_request();
+	/* Back by a jump to wherever it is, over what follows; then by a return, as a call. The id is in rdx. */
+	spawned = (void (*)(uint64_t, uint64_t, uint64_t))(base + at[6]);
+	back = base + at[7];
+	memcpy(back, "\xff\x25\0\0\0\0", 6);
+	memcpy(back + 6, &(void *){within_back}, 8);
+	memcpy(base + at[8], &(uint32_t){ID_IN_DX}, 4);
+	wrong += !leaves_all(base + at[6]);
+	*owner = 1;
+	wrong += !leaves_all(base + at[6]);
+	back[0] = RETURN;
 	for (int round = 0; round < rounds; round++) {
-		uint64_t t[5];
+		uint64_t t[6];
 
 		*owner = 0;
 		t[0] = now();
@@ -192,13 +301,18 @@ int main(int argc, char **argv)
 			adopt(begin, (build_recording_span *)(base + at[2]), (ensure_ended *)(base + at[4]),
 			      (uint64_t)round * CALLS + i + 1);
 		t[4] = now();
+		for (uint64_t i = 1; i <= CALLS; i++)
+			spawned(0, 0, (uint64_t)round * CALLS + i + TASK);
+		t[5] = now();
+		wrong += !has_edge((uint64_t)round * CALLS + CALLS + TASK);
+		spawn[round] = (double)(t[5] - t[4]) / CALLS;
 		bare[round] = (double)(t[1] - t[0]) / CALLS;
 		dead[round] = (double)(t[2] - t[1]) / CALLS - bare[round];
 		idle[round] = (double)(t[3] - t[2]) / CALLS - bare[round];
 		adoption[round] = (double)(t[4] - t[3]) / CALLS;
 	}
-	printf("no_agent %.1f\nno_request %.1f\nadoption %.1f\n", median(dead, rounds), median(idle, rounds),
-	       median(adoption, rounds));
+	printf("no_agent %.1f\nno_request %.1f\nadoption %.1f\nspawn %.1f\n", median(dead, rounds),
+	       median(idle, rounds), median(adoption, rounds), median(spawn, rounds));
 	if (wrong)
 		fprintf(stderr, "%u adoptions came out wrong\n", wrong);
 	return wrong != 0;

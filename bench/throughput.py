@@ -4,11 +4,11 @@
 
 Copies of one service run at once and are loaded one after the other, in rounds that alternate: two bare ones
 (the second one's ratio to the first is the spread of the machine, A/A), and one for each way of tracing.
-A figure is the median over the rounds; a ratio is that to the first bare copy in the same round.
+A figure is the median over the rounds; a ratio is to the first bare copy in the same round.
 
-- hit: nanoseconds by manual root (three probes; two stops more with stop), over one connection: what a request
-  with ten takes longer than one with none, and that less what it does in the bare copy. And by call, what
-  code inside the target and a uprobe cost each by themselves.
+- hit: nanoseconds by manual root (three probes; two stops more with stop), over one connection: what a
+  request with ten takes longer than one with none, and that less what it does in the bare copy. And by
+  call, what code inside the target and a uprobe cost each by themselves.
 - throughput: wrk at saturation.
 - latency: p99 at a fixed rate, 0.4 of the throughput of the slowest copy; from the moment at which each
   request was due.
