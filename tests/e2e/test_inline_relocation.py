@@ -11,11 +11,12 @@ import pytest
 from elftools.elf.elffile import ELFFile
 from elftools.elf.sections import SymbolTableSection
 
-from spanweld.image import Entry, Image, find_entry
+from spanweld.image import Entry, Image, find_entry, find_increment
 from spanweld.image.entry import JUMP_SIZE, jump, relocate
 from spanweld.image.symbols import Function
 from spanweld.model import VirtAddr
 from spanweld.plan import make_plan
+from spanweld.probes import tokio_tasks
 from spanweld.writers.inline.writer import serves
 from tests.support.services import binary
 
@@ -100,6 +101,36 @@ def test_every_probed_function_can_be_patched(name: str, profile: str) -> None:
         }
         for point in points:
             assert isinstance(find_entry(image, point.function), Entry)
+
+
+@pytest.mark.parametrize("name", ["lab", "users", "front"])
+def test_every_instruction_that_takes_a_task_id_can_be_displaced(name: str, tmp_path: Path) -> None:
+    path = binary(name, "release")
+    behind = MOVED + 0x4000
+    with Image.open(path) as image:
+        points = make_plan(path).points_of(tokio_tasks.INSTRUMENTATION)
+        assert points
+        for point in points:
+            assert point.taken is not None
+            entry = find_increment(image, point.function, point.taken)
+            assert isinstance(entry, Entry)
+            assert len(entry.code) >= JUMP_SIZE
+            code = relocate(entry, BIAS, MOVED, behind)
+            assert disassemble_jump(code[-JUMP_SIZE:], MOVED + len(code) - JUMP_SIZE) == behind
+            before_text = disassemble(entry.code, BIAS + entry.address, tmp_path)
+            assert len(before_text) == 1
+            assert "lock xadd" in before_text[0]
+            assert before_text == disassemble(code[:-JUMP_SIZE], MOVED, tmp_path)
+
+
+def test_only_an_increment_is_displaced_within_a_function() -> None:
+    path = binary("lab", "release")
+    with Image.open(path) as image:
+        point = make_plan(path).points_of(tokio_tasks.INSTRUMENTATION)[0]
+        assert point.taken is not None
+        said = find_increment(image, point.function, VirtAddr(point.taken + 1))
+        assert isinstance(said, str)
+        assert "no lock xadd" in said
 
 
 def test_a_jump_that_does_not_reach_is_an_error() -> None:
