@@ -35,7 +35,8 @@ struct direction {
 	__u8 chunked;
 	__u8 upgrade;
 	__u16 status;
-	__u16 pad;
+	__u8 skips; /* the line under way is of no interest, and not kept */
+	__u8 pad;
 	struct remote_headers remote;
 	char line[LINE_MAX + LINE_STEP];
 };

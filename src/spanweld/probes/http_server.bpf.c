@@ -471,6 +471,7 @@ static __always_inline void next_message(struct direction *d)
 	d->content_length = 0;
 	d->chunked = 0;
 	d->upgrade = 0;
+	d->skips = 0;
 	d->status = 0;
 	d->started = 0;
 	d->remote.seen = 0;
@@ -872,6 +873,12 @@ static __always_inline void leave_connection(struct connection *c, struct connec
 		end_connection(c, key);
 }
 
+/* Index of the lowest byte whose top bit is set: the bytes below it, counted by a multiplication. */
+static __always_inline __u32 first_byte_of(__u64 zero)
+{
+	return (((((zero - 1) & ~zero) & 0x0101010101010101ULL) * 0x0101010101010101ULL) >> 56) - 1;
+}
+
 /*
  * Puts the next bytes of the window behind what there is of the line: LINE_STEP, or up to the first
  * '\n' among them, whose index is returned.
@@ -892,12 +899,66 @@ GLOBAL int extend_line(struct connection *c, struct direction *d)
 
 		store64(&d->line[at + i], text);
 		if (zero)
-			/* bytes below the lowest zero byte, counted by a multiplication */
-			return i +
-			       (((((zero - 1) & ~zero) & 0x0101010101010101ULL) * 0x0101010101010101ULL) >> 56) -
-			       1;
+			return i + first_byte_of(zero);
 	}
 	return LINE_STEP;
+}
+
+/* Whether a header that begins with these eight bytes is one that some function here looks for. */
+static __always_inline bool is_of_interest(__u64 begin)
+{
+	__u64 name = begin | LOWER;
+
+	switch (name & 0xff) {
+	case 'b':
+		return name == TEXT8('b', 'a', 'g', 'g', 'a', 'g', 'e', ':') ||
+		       (name & FIRST_BYTES(3)) == TEXT8('b', '3', ':', 0, 0, 0, 0, 0);
+	case 'c':
+		return name == TEXT8('c', 'o', 'n', 't', 'e', 'n', 't', '-');
+	case 'h':
+		return (name & FIRST_BYTES(5)) == TEXT8('h', 'o', 's', 't', ':', 0, 0, 0);
+	case 't':
+		return name == TEXT8('t', 'r', 'a', 'n', 's', 'f', 'e', 'r') ||
+		       name == TEXT8('t', 'r', 'a', 'c', 'e', 'p', 'a', 'r') ||
+		       name == TEXT8('t', 'r', 'a', 'c', 'e', 's', 't', 'a');
+	case 'u':
+		return name == TEXT8('u', 'p', 'g', 'r', 'a', 'd', 'e', ':') ||
+		       name == TEXT8('u', 's', 'e', 'r', '-', 'a', 'g', 'e') ||
+		       name == TEXT8('u', 'b', 'e', 'r', '-', 't', 'r', 'a');
+	case 'x':
+		return (name & FIRST_BYTES(5)) == TEXT8('x', '-', 'b', '3', '-', 0, 0, 0);
+	}
+	/* The head's end, or a line that goes on from the one before. */
+	return (begin & 0xff) <= ' ';
+}
+
+/* How many bytes of the window belong to the line under way; whether that ends there: LINE_ENDS_HERE is added. */
+#define LINE_ENDS_HERE 0x10000
+
+GLOBAL int rest_of_line(struct connection *c)
+{
+	__u32 from, left;
+
+	if (!c)
+		return 0;
+	from = c->window_at & (WINDOW - 1);
+	left = c->window_left;
+	for (__u32 i = 0; i < WINDOW; i += 8) {
+		__u32 at = from + i, found;
+		__u64 word, zero;
+
+		/* One register, of which the verifier knows the bound. */
+		asm volatile("" : "+r"(at));
+		if (i >= left || at >= WINDOW)
+			break;
+		word = load64(&c->window[at]) ^ 0x0a0a0a0a0a0a0a0aULL;
+		zero = (word - 0x0101010101010101ULL) & ~word & 0x8080808080808080ULL;
+		if (!zero)
+			continue;
+		found = i + first_byte_of(zero);
+		return found < left ? (int)((found + 1) | LINE_ENDS_HERE) : (int)left;
+	}
+	return left;
 }
 
 static __always_inline void advance(struct connection *c, __u64 count)
@@ -911,6 +972,13 @@ static __always_inline void advance(struct connection *c, __u64 count)
 	} else {
 		c->window_left = 0;
 	}
+}
+
+/* A header that begins here and is not looked for; one that is cut within its first bytes is kept to be looked at. */
+static __always_inline bool skips_line(const struct connection *c, const struct direction *d)
+{
+	return !d->line_length && c->window_left >= 8 &&
+	       !is_of_interest(load64(&c->window[c->window_at & (WINDOW - 1)]));
 }
 
 /* One piece: a buffer to begin, a stretch of body to skip, or up to LINE_STEP bytes of a line. */
@@ -970,6 +1038,18 @@ static long scan_step(__u32 index, void *context)
 		c->window_at = 0;
 		c->window_left = want;
 	}
+	if (d->state == HEADERS && (d->skips || skips_line(c, d))) {
+		found = rest_of_line(c);
+		d->skips = !(found & LINE_ENDS_HERE);
+		want = found & (LINE_ENDS_HERE - 1);
+		d->head_length += want;
+		advance(c, want);
+		if (d->head_length > HEAD_MAX) {
+			make_opaque(c, is_out, OPAQUE_HEAD_TOO_LONG);
+			return 1;
+		}
+		return 0;
+	}
 	want = c->window_left < LINE_STEP ? c->window_left : LINE_STEP;
 	found = extend_line(c, d);
 	if (d->state == START_LINE && !d->line_length) {
@@ -1013,18 +1093,12 @@ static long scan_step(__u32 index, void *context)
 
 static __always_inline struct file *file_of(__s32 fd)
 {
-	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
-	struct fdtable *table;
-	struct file **slot;
+	const struct fdtable *table = bpf_get_current_task_btf()->files->fdt;
 	struct file *file = NULL;
 
-	if (fd < 0)
+	if (fd < 0 || (__u32)fd >= table->max_fds)
 		return NULL;
-	table = BPF_CORE_READ(task, files, fdt);
-	if ((__u32)fd >= BPF_CORE_READ(table, max_fds))
-		return NULL;
-	slot = BPF_CORE_READ(table, fd);
-	bpf_probe_read_kernel(&file, sizeof(file), &slot[fd]);
+	bpf_probe_read_kernel(&file, sizeof(file), &table->fd[fd]);
 	return file;
 }
 
