@@ -616,7 +616,7 @@ def test_reader_of_the_console_that_goes_away(lab: Service) -> None:
         assert "Traceback" not in rest, rest
         assert "Exception" not in rest, rest
     assert not (PINS / str(lab.pid)).exists()
-    assert probed(lab.pid, lab.executable) == 0
+    wait_until(lambda: probed(lab.pid, lab.executable) == 0, "the probes are gone")
 
 
 # Calls

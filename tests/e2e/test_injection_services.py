@@ -174,7 +174,8 @@ def test_after_the_agent(killed: bool) -> None:
             Service(binary("users", "release"), ["--store", downstream.url], environ) as users,
             Connection(users.address) as connection,
         ):
-            with attach(users.pid, "--export", "json:/dev/null", environ=environ) as agent:
+            # Of one that is killed, probes inside the target would leave their mappings, and so the maps.
+            with attach(users.pid, "--write", "stop", "--export", "json:/dev/null", environ=environ) as agent:
                 objects = KernelObjects.of(agent.process.pid)
                 assert connection.request("POST", "/api/users/1").status == 201
                 if killed:

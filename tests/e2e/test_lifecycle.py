@@ -72,8 +72,8 @@ def loaded(
 
 
 def paths_in(export: Path) -> set[str]:
-    """``url.path`` of all spans in a file of OTLP/JSON lines."""
-    lines = export.read_text().splitlines() if export.exists() else []
+    """``url.path`` of all spans in a file of OTLP/JSON lines, of which the last may be half written."""
+    lines = export.read_text().split("\n")[:-1] if export.exists() else []
     return {
         attribute["value"]["stringValue"]
         for line in lines

@@ -19,6 +19,7 @@ import sys
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
@@ -261,7 +262,9 @@ class Chain:
         middle: Middle = "plain",
         profile: str = "release",
         options: Sequence[str] = ("--write", "stop"),
+        binaries: Path | None = None,
     ) -> None:
+        self._binaries = binaries
         self._how = how
         self._middle = middle
         self._profile = profile
@@ -307,7 +310,7 @@ class Chain:
         }
 
     def _start(self, stack: contextlib.ExitStack, name: str, *arguments: str) -> str:
-        executable = binary(name, self._profile)
+        executable = self._binaries / name if self._binaries else binary(name, self._profile)
         if self._how == "attach" or not self._is_traced(name):
             service = stack.enter_context(Service(executable, arguments, self._environ()))
             self._services[name] = service
@@ -344,13 +347,15 @@ def check(
     middle: Middle = "plain",
     profile: str = "release",
     options: Sequence[str] = ("--write", "stop"),
+    binaries: Path | None = None,
 ) -> Outcome:
     """Starts the chain and one receiver, sends the requests, and judges what came.
 
     ``unread``: of 100 answers, so many are left unread by who called. ``body``: the largest body, in bytes.
+    ``binaries``: folder of services that are built already.
     """
     numbers = range(1, requests + 1)
-    with Chain(how=how, middle=middle, profile=profile, options=options) as chain:
+    with Chain(how=how, middle=middle, profile=profile, options=options, binaries=binaries) as chain:
         result = load(chain.address, numbers, connections, lambda number: target(number, seed, unread, body))
         messages = chain.finish()
         verdict = judge(chain.receiver.spans, numbers, relay_is_bare=middle == "bare-relay")

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from spanweld.bpf.host import look_at_host
+from tests.support import chain
 from tests.support.agent import attach
 from tests.support.exactness import check
 from tests.support.remains import (
@@ -52,6 +53,14 @@ def test_inline_probes_on_this_kernel(how: str) -> None:
     result = check(requests=500, connections=16, write="inline", how=how, binaries=BINARIES)
     assert "(write inline)" in result.messages
     assert result.ok, f"{result}\n{result.examples}\n{result.messages}"
+
+
+def test_chain_with_inline_probes_on_this_kernel() -> None:
+    outcome = chain.check(
+        requests=40, connections=8, how="attach", options=("--write", "inline"), binaries=BINARIES
+    )
+    assert outcome.messages["all"].count("(write inline)") == 3
+    assert outcome.ok, outcome.report()
 
 
 @pytest.mark.parametrize("write", ["kernel", "stop"])

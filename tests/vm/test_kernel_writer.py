@@ -27,6 +27,7 @@ NAMES = (
     "test_stop_writer_on_this_kernel",
     "test_inline_probes_on_this_kernel[run]",
     "test_inline_probes_on_this_kernel[attach]",
+    "test_chain_with_inline_probes_on_this_kernel",
     "test_agent_killed[kernel]",
     "test_agent_killed[stop]",
 )
