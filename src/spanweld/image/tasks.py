@@ -44,9 +44,9 @@ _NAME = "tokio::runtime::task::id::Id::next"
 _WAKERS = ("tokio::runtime::task::waker::wake_by_val", "tokio::runtime::task::waker::wake_by_ref")
 
 # lock xadd [rip + …], r64; mov r64, [rip + …]: the counter itself, or its address from the loader's table.
-_TAKES = re.compile(
-    rb"(?=(?:\xf0[\x48\x4c]\x0f\xc1|[\x48\x4c]\x8b)[\x05\x0d\x15\x1d\x25\x2d\x35\x3d](....))", re.DOTALL
-)
+_OF_COUNTER = re.compile(rb"\xf0[\x48\x4c]\x0f\xc1[\x05\x0d\x15\x1d\x25\x2d\x35\x3d](....)", re.DOTALL)
+_LOADS = re.compile(rb"(?=[\x48\x4c]\x8b[\x05\x0d\x15\x1d\x25\x2d\x35\x3d](....))", re.DOTALL)
+_LOAD_SIZE = 7
 _LONGEST = 9
 # From the load of the counter's address to the lock xadd, and all after that: bytes and instructions.
 _MAX_DISTANCE = 64
@@ -165,20 +165,29 @@ def _takers(image: Image) -> dict[int, list[int]]:
         if not segment.executable or segment.file_size > left:
             continue
         left -= segment.file_size
-        for offset, piece in image.chunks(segment.offset, segment.file_size, _MAX_DISTANCE):
+        overlap = _MAX_DISTANCE + _LOAD_SIZE
+        for offset, piece in image.chunks(segment.offset, segment.file_size, overlap):
             base = offset - segment.offset + segment.address
-            for match in _TAKES.finditer(piece):
-                end = match.end(1)
-                [distance] = struct.unpack(">i", match.group(1)[::-1])
-                target: int | None = base + end + distance
-                at = match.start()
-                if piece[at] != 0xF0:
-                    if not _XADD.search(piece, end, end + _MAX_DISTANCE):
-                        continue
-                    target = pointers.word(base + end + distance)
-                if target and base + at not in result[target]:
-                    result[target].append(base + at)
+            for taken in _XADD.finditer(piece):
+                at = taken.start()
+                if of_counter := _OF_COUNTER.match(piece, at):
+                    _note(result, _target(of_counter, base), base + at)
+                # Few take a number, and many load an address: these are looked for only before those.
+                begin = max(0, taken.end() - _MAX_DISTANCE - _LOAD_SIZE)
+                for load in _LOADS.finditer(piece, begin, at):
+                    _note(result, pointers.word(_target(load, base)), base + load.start())
     return result
+
+
+def _target(match: re.Match[bytes], base: int) -> int:
+    """The address that the operand of an instruction means, which ends with the distance to it."""
+    [distance] = struct.unpack("<i", match.group(1))
+    return base + match.end(1) + int(distance)
+
+
+def _note(result: dict[int, list[int]], counter: int | None, address: int) -> None:
+    if counter and address not in result[counter]:
+        result[counter].append(address)
 
 
 def _places(image: Image, starts: list[int] | tuple[()], found_by: FoundBy) -> Iterator[IdPlace]:

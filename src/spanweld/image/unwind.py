@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import struct
 from array import array
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from itertools import islice
+from operator import gt
 
 from spanweld.errors import ImageError
 from spanweld.image.elf import Image
@@ -32,20 +35,22 @@ class FunctionTable:
 
     def __init__(self, image: Image) -> None:
         self._image = image
-        self._frames: dict[int, int] = {}
+        self.starts: list[int] = []
+        self._frames: Sequence[int] = ()
         for segment in image.segments:
             if segment.type != _PT_GNU_EH_FRAME or segment.file_size < _HEADER.size:
                 continue
             try:
-                self._frames = _read_table(image, segment.address, segment.offset, segment.file_size)
+                self.starts, self._frames = _read_table(
+                    image, segment.address, segment.offset, segment.file_size
+                )
             except ImageError:
                 continue
             break
-        self.starts: list[int] = sorted(self._frames)
 
     def is_start(self, address: int) -> bool:
         """Whether a function begins at ``address``."""
-        return address in self._frames
+        return self.containing(address) == address
 
     def containing(self, address: int) -> int | None:
         """The begin of the function that ``address`` lies in, or after, up to the next one."""
@@ -54,7 +59,8 @@ class FunctionTable:
 
     def size(self, start: int) -> int:
         """Bytes of the function that begins at ``start``; 0 where that is not known."""
-        frame = self._frames.get(start)
+        index = bisect_left(self.starts, start)
+        frame = self._frames[index] if self.is_start(start) else None
         data = self._image.read_memory(frame, _FRAME.size) if frame is not None else None
         if frame is None or data is None:
             return 0
@@ -62,10 +68,17 @@ class FunctionTable:
         return size if frame + 8 + relative == start and size < 1 << 31 else 0
 
 
-def _read_table(image: Image, address: VirtAddr, offset: int, size: int) -> dict[int, int]:
+def _read_table(image: Image, address: VirtAddr, offset: int, size: int) -> tuple[list[int], Sequence[int]]:
+    """Where functions begin, in order, and where each one's frame description is."""
     version, _, count_encoding, table_encoding, _, count = _HEADER.unpack(image.read(offset, _HEADER.size))
     if version != _VERSION or (count_encoding, table_encoding) != (_COUNT_ENCODING, _TABLE_ENCODING):
-        return {}
+        return [], ()
     count = min(count, (size - _HEADER.size) // _ENTRY, _MAX_FUNCTIONS)
     pairs = array("i", image.read(offset + _HEADER.size, count * _ENTRY))
-    return {address + start: address + frame for start, frame in zip(pairs[::2], pairs[1::2], strict=True)}
+    starts = [address + start for start in pairs[::2]]
+    frames = [address + frame for frame in pairs[1::2]]
+    # It is in order already, unless somebody means harm.
+    if any(map(gt, starts, islice(starts, 1, None))):
+        order = sorted(range(len(starts)), key=starts.__getitem__)
+        starts, frames = [starts[at] for at in order], [frames[at] for at in order]
+    return starts, frames
