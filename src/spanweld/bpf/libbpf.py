@@ -76,6 +76,7 @@ class _LinkCreateMulti(ctypes.Structure):
     )
 
 
+_PERCPU_ARRAY = 6
 _SYS_BPF = 321
 _BPF_LINK_CREATE = 28
 _BPF_TRACE_UPROBE_MULTI = 48
@@ -210,14 +211,15 @@ class BpfMap:
     key_size: int
     value_size: int
     max_entries: int
+    is_per_cpu: bool = False
 
     def get(self, key: bytes) -> bytes | None:
         """The value, or None. Of a per-CPU map, the values of all possible CPUs one after the other."""
-        cells = self.library.libbpf_num_possible_cpus() if self.name == "counters" else 1
+        cells = self.library.libbpf_num_possible_cpus() if self.is_per_cpu else 1
         value = ctypes.create_string_buffer(-(-self.value_size // 8) * 8 * cells)
         if self.library.bpf_map_lookup_elem(self.fd, key, value):
             return None
-        return value.raw if cells > 1 else value.raw[: self.value_size]
+        return value.raw if self.is_per_cpu else value.raw[: self.value_size]
 
     def set(self, key: bytes, value: bytes) -> None:
         """Stores; HostError if the map is full."""
@@ -493,6 +495,7 @@ class BpfObject:
             library.bpf_map__key_size(pointer),
             library.bpf_map__value_size(pointer),
             library.bpf_map__max_entries(pointer),
+            library.bpf_map__type(pointer) == _PERCPU_ARRAY,
         )
 
 
