@@ -873,10 +873,18 @@ static __always_inline void leave_connection(struct connection *c, struct connec
 		end_connection(c, key);
 }
 
-/* Index of the lowest byte whose top bit is set: the bytes below it, counted by a multiplication. */
-static __always_inline __u32 first_byte_of(__u64 zero)
+/* Something if there is a newline among eight bytes: of the first one the top bit is set, and none below. */
+static __always_inline __u64 newlines_of(__u64 text)
 {
-	return (((((zero - 1) & ~zero) & 0x0101010101010101ULL) * 0x0101010101010101ULL) >> 56) - 1;
+	__u64 word = text ^ 0x0a0a0a0a0a0a0a0aULL;
+
+	return (word - 0x0101010101010101ULL) & ~word & 0x8080808080808080ULL;
+}
+
+/* Index of the lowest byte whose top bit is set: the bytes below it, counted by a multiplication. */
+static __always_inline __u32 first_of(__u64 newlines)
+{
+	return (((((newlines - 1) & ~newlines) & 0x0101010101010101ULL) * 0x0101010101010101ULL) >> 56) - 1;
 }
 
 /*
@@ -894,12 +902,11 @@ GLOBAL int extend_line(struct connection *c, struct direction *d)
 		at = LINE_MAX;
 	from = c->window_at & (WINDOW - 1);
 	for (int i = 0; i < LINE_STEP; i += 8) {
-		__u64 text = load64(&c->window[from + i]), word = text ^ 0x0a0a0a0a0a0a0a0aULL;
-		__u64 zero = (word - 0x0101010101010101ULL) & ~word & 0x8080808080808080ULL;
+		__u64 text = load64(&c->window[from + i]), newlines = newlines_of(text);
 
 		store64(&d->line[at + i], text);
-		if (zero)
-			return i + first_byte_of(zero);
+		if (newlines)
+			return i + first_of(newlines);
 	}
 	return LINE_STEP;
 }
@@ -945,17 +952,16 @@ GLOBAL int rest_of_line(struct connection *c)
 	left = c->window_left;
 	for (__u32 i = 0; i < WINDOW; i += 8) {
 		__u32 at = from + i, found;
-		__u64 word, zero;
+		__u64 newlines;
 
 		/* One register, of which the verifier knows the bound. */
 		asm volatile("" : "+r"(at));
 		if (i >= left || at >= WINDOW)
 			break;
-		word = load64(&c->window[at]) ^ 0x0a0a0a0a0a0a0a0aULL;
-		zero = (word - 0x0101010101010101ULL) & ~word & 0x8080808080808080ULL;
-		if (!zero)
+		newlines = newlines_of(load64(&c->window[at]));
+		if (!newlines)
 			continue;
-		found = i + first_byte_of(zero);
+		found = i + first_of(newlines);
 		return found < left ? (int)((found + 1) | LINE_ENDS_HERE) : (int)left;
 	}
 	return left;

@@ -124,17 +124,17 @@ enum shared_place {
 
 SPANS_INLINE __u32 open_bucket_of(__u64 server_span_id)
 {
-	return (__u32)((server_span_id * 0x9E3779B97F4A7C15ULL) >> (64 - OPEN_BUCKETS_LOG2));
+	return spans_hash(server_span_id, OPEN_BUCKETS_LOG2);
 }
 
 SPANS_INLINE __u32 listed_bucket_of(__u64 server_span_id, __u32 number)
 {
-	return (__u32)(((server_span_id + number) * 0x9E3779B97F4A7C15ULL) >> (64 - LISTED_BUCKETS_LOG2));
+	return spans_hash(server_span_id + number, LISTED_BUCKETS_LOG2);
 }
 
 SPANS_INLINE __u32 edge_bucket_of(__u64 task_key)
 {
-	return (__u32)((task_key * 0x9E3779B97F4A7C15ULL) >> (64 - EDGE_BUCKETS_LOG2));
+	return spans_hash(task_key, EDGE_BUCKETS_LOG2);
 }
 
 /* ---- open requests */

@@ -12,7 +12,6 @@
 #define SPANWELD_INLINE_AREA_H
 
 #define INLINE_MAGIC 0x646c65776e617073ULL /* "spanweld" */
-#define INLINE_VERSION 2
 
 /* A near jump, and what it may take the place of: instructions of at most 15 bytes. */
 #define INLINE_JUMP_SIZE 5
@@ -50,7 +49,7 @@ struct inline_head {
 	__u64 magic;
 	__u64 base; /* address of the range in the target */
 	__u64 size; /* of the range */
-	__u32 version;
+	__u32 version; /* of what this file says: area.py */
 	__u32 nr_patches;
 	__u32 pid; /* process id, as the agent sees it */
 	__u32 own_pid; /* … and as the target sees it */

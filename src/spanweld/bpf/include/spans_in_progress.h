@@ -78,10 +78,15 @@ enum spans_result {
 	SPANS_AGAIN, /* the slot was being changed: to be looked at once more */
 };
 
-/* Fibonacci hashing: task ids are consecutive, their buckets should not be. */
+/* Fibonacci hashing, to so many bits: task ids are consecutive, their buckets should not be. */
+SPANS_INLINE __u32 spans_hash(__u64 key, int bits)
+{
+	return (__u32)((key * 0x9E3779B97F4A7C15ULL) >> (64 - bits));
+}
+
 SPANS_INLINE __u32 spans_bucket_of(__u64 key)
 {
-	return (__u32)((key * 0x9E3779B97F4A7C15ULL) >> (64 - SPANS_BUCKETS_LOG2));
+	return spans_hash(key, SPANS_BUCKETS_LOG2);
 }
 
 SPANS_INLINE bool spans_lock(struct span_slot *slot, __u64 key)

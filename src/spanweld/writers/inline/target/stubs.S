@@ -35,15 +35,8 @@
 
 	.section .stubs, "ax", @progbits
 
-.macro stub program number
-	.p2align 6
-	.globl stub_\program\()_\number
-stub_\program\()_\number:
-	cmpl $0, inline_guard(%rip)
-	je displaced_\program\()_\number
-	testl $OWNER_TID, inline_area(%rip)
-	jz displaced_\program\()_\number
-	subq $FRAME, %rsp
+/* What a function that is called may change. */
+.macro keep_call_clobbered
 	movq %r11, REGS_R11(%rsp)
 	movq %r10, REGS_R10(%rsp)
 	movq %r9, REGS_R9(%rsp)
@@ -53,22 +46,9 @@ stub_\program\()_\number:
 	movq %rdx, REGS_DX(%rsp)
 	movq %rsi, REGS_SI(%rsp)
 	movq %rdi, REGS_DI(%rsp)
-	leaq FRAME(%rsp), %rax
-	movq %rax, REGS_SP(%rsp)
-	/* One of the counts of calls under way; threads have their stacks to themselves, so mostly their cells. */
-	shrq $16, %rax
-	andl $CELL_MASK, %eax
-	shll $CELL_SHIFT, %eax
-	leaq inline_area+PLACE_IN_FLIGHT(%rip), %rcx
-	addq %rcx, %rax
-	movq %rax, REGS_ORIG_AX(%rsp)
-	lock incl (%rax)
-	movq %rsp, %rdi
-	call inline_\program
-	movq REGS_ORIG_AX(%rsp), %rcx
-	lock decl (%rcx)
-	testl %eax, %eax
-	jnz returns_\program\()_\number
+.endm
+
+.macro give_back_call_clobbered
 	movq REGS_R11(%rsp), %r11
 	movq REGS_R10(%rsp), %r10
 	movq REGS_R9(%rsp), %r9
@@ -78,6 +58,42 @@ stub_\program\()_\number:
 	movq REGS_DX(%rsp), %rdx
 	movq REGS_SI(%rsp), %rsi
 	movq REGS_DI(%rsp), %rdi
+.endm
+
+/*
+ * Of the stack's address in rax: one of the counts of calls under way. Threads have their stacks to themselves, so
+ * mostly their cells. rcx is lost.
+ */
+.macro find_cell
+	shrq $16, %rax
+	andl $CELL_MASK, %eax
+	shll $CELL_SHIFT, %eax
+	leaq inline_area+PLACE_IN_FLIGHT(%rip), %rcx
+	addq %rcx, %rax
+.endm
+
+.macro stub program number
+	.p2align 6
+	.globl stub_\program\()_\number
+stub_\program\()_\number:
+	cmpl $0, inline_guard(%rip)
+	je displaced_\program\()_\number
+	testl $OWNER_TID, inline_area(%rip)
+	jz displaced_\program\()_\number
+	subq $FRAME, %rsp
+	keep_call_clobbered
+	leaq FRAME(%rsp), %rax
+	movq %rax, REGS_SP(%rsp)
+	find_cell
+	movq %rax, REGS_ORIG_AX(%rsp)
+	lock incl (%rax)
+	movq %rsp, %rdi
+	call inline_\program
+	movq REGS_ORIG_AX(%rsp), %rcx
+	lock decl (%rcx)
+	testl %eax, %eax
+	jnz returns_\program\()_\number
+	give_back_call_clobbered
 	addq $FRAME, %rsp
 	.globl displaced_\program\()_\number
 displaced_\program\()_\number:
@@ -121,22 +137,10 @@ within:
 	movq %r12, REGS_R12(%rsp)
 	movq %rbp, REGS_BP(%rsp)
 	movq %rbx, REGS_BX(%rsp)
-	movq %r11, REGS_R11(%rsp)
-	movq %r10, REGS_R10(%rsp)
-	movq %r9, REGS_R9(%rsp)
-	movq %r8, REGS_R8(%rsp)
-	movq %rax, REGS_AX(%rsp)
-	movq %rcx, REGS_CX(%rsp)
-	movq %rdx, REGS_DX(%rsp)
-	movq %rsi, REGS_SI(%rsp)
-	movq %rdi, REGS_DI(%rsp)
+	keep_call_clobbered
 	leaq FRAME+3*8+RED_ZONE(%rsp), %rax
 	movq %rax, REGS_SP(%rsp)
-	shrq $16, %rax
-	andl $CELL_MASK, %eax
-	shll $CELL_SHIFT, %eax
-	leaq inline_area+PLACE_IN_FLIGHT(%rip), %rcx
-	addq %rcx, %rax
+	find_cell
 	movq %rax, %rbp
 	lock incl (%rax)
 	movl FRAME+8(%rsp), %esi
@@ -149,15 +153,7 @@ within:
 	movq %rbx, %rsp
 	movq REGS_BP(%rsp), %rbp
 	movq REGS_BX(%rsp), %rbx
-	movq REGS_R11(%rsp), %r11
-	movq REGS_R10(%rsp), %r10
-	movq REGS_R9(%rsp), %r9
-	movq REGS_R8(%rsp), %r8
-	movq REGS_AX(%rsp), %rax
-	movq REGS_CX(%rsp), %rcx
-	movq REGS_DX(%rsp), %rdx
-	movq REGS_SI(%rsp), %rsi
-	movq REGS_DI(%rsp), %rdi
+	give_back_call_clobbered
 	addq $FRAME, %rsp
 1:	ret
 
