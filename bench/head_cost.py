@@ -22,7 +22,6 @@ import argparse
 import contextlib
 import re
 import socket
-import struct
 import subprocess
 import sys
 import tempfile
@@ -136,8 +135,7 @@ def watching(pid: int) -> Iterator[tuple[BpfObject, Callable[[], None]]]:
 def spent(bpf: BpfObject) -> list[int]:
     """Nanoseconds until now, by system call: at their ends, then at their beginnings."""
     cells = bpf.map("spent")
-    values = [cells.get(number.to_bytes(4, "little")) or b"" for number in range(2 * CALLS)]
-    return [sum(value[0] for value in struct.iter_unpack("<Q", cell)) for cell in values]
+    return [cells.sum(number.to_bytes(4, "little")) for number in range(2 * CALLS)]
 
 
 def one_round(bpf: BpfObject, url: str, headers: tuple[str, ...], connections: int, seconds: int) -> Figures:

@@ -362,7 +362,6 @@ class Agent:
     def _follow_from_outside(self, target: Target) -> None:
         """Uprobes in place of what followed tasks inside the target."""
         detach_all(target.task_links)
-        target.task_links.clear()
         self._attach_group(target, tokio_tasks.INSTRUMENTATION, target.task_links)
 
     def _attach(self, target: Target, points: Sequence[AttachPoint]) -> Iterator[tuple[Probe, Link]]:
@@ -379,7 +378,6 @@ class Agent:
             self._follow(target, tokio_tasks.WAKES, target.wake_links)
         except HostError as error:
             detach_all(target.wake_links)
-            target.wake_links.clear()
             if is_running(target.pid):
                 self._say(f"pid {target.pid}: {_LOST_WITHOUT[tokio_tasks.WAKES.name]}: {error.message}")
             return
@@ -391,7 +389,6 @@ class Agent:
         target.wakes_until = math.inf
         _say_wakes_are_followed(target.spans, since=0)
         detach_all(target.wake_links)
-        target.wake_links.clear()
 
     def started(self, target: Target) -> None:
         """Finishes what ``add`` of a starting process left for when it has executed its program."""
@@ -534,7 +531,6 @@ class Agent:
         self._detach(target, lambda _: True)
         self._leave_wakes(target)
         detach_all(target.task_links)
-        target.task_links.clear()
         self._forget(target.writer.fileno())
         self._say_report(target, target.writer.stop())
         self._bpf.map("targets").delete(_u32(target.pid))
@@ -712,12 +708,8 @@ class Agent:
             if isinstance(target.writer, inline_writer.InlineWriter):
                 result.update(target.writer.counters())
         for counter in events.Counter:
-            value = counters.get(_u32(counter)) if counter is not events.Counter.MAX else None
-            if value:
-                result[counter] += sum(
-                    int.from_bytes(value[at : at + 8], "little", signed=True)
-                    for at in range(0, len(value), 8)
-                )
+            if counter is not events.Counter.MAX:
+                result[counter] += counters.sum(_u32(counter))
         return result
 
     def close(self) -> None:
@@ -728,7 +720,6 @@ class Agent:
             self._injection.close()
             self._injection = None
         detach_all(self._links)
-        self._links.clear()
         self._drain()
         deadline = time.monotonic() + CLOSE_TIMEOUT
         for exporter in self._exporters:

@@ -147,9 +147,9 @@ class Libbpf:
         self._library = library
         self._printed: list[str] = []
         # va_list is passed on to vsnprintf; its x86-64 form is a pointer.
-        libc = ctypes.CDLL(None)
+        libc = ctypes.CDLL(None, use_errno=True)
         libc.vsnprintf.argtypes = (c_char_p, c_size_t, c_char_p, c_void_p)
-        self._bpf = ctypes.CDLL(None, use_errno=True).syscall
+        self._bpf = libc.syscall
         self._bpf.restype = ctypes.c_long
         self._bpf.argtypes = (ctypes.c_long, ctypes.c_long, c_void_p, ctypes.c_long)
 
@@ -221,6 +221,13 @@ class BpfMap:
             return None
         return value.raw if self.is_per_cpu else value.raw[: self.value_size]
 
+    def sum(self, key: bytes) -> int:
+        """Of a per-CPU map of 64-bit numbers: all cells together, of which one may be below zero; 0: none."""
+        cells = self.get(key) or b""
+        return sum(
+            int.from_bytes(cells[at : at + 8], "little", signed=True) for at in range(0, len(cells), 8)
+        )
+
     def set(self, key: bytes, value: bytes) -> None:
         """Stores; HostError if the map is full."""
         assert len(key) == self.key_size
@@ -288,8 +295,11 @@ class Link:
         return descriptor if self.keeper else None
 
 
-def detach_all(links: Sequence[Link]) -> None:
-    """Takes programs off, all at once: for each one the kernel waits until nobody runs it, 0.1 s or so."""
+def detach_all(links: list[Link]) -> None:
+    """Takes programs off, all at once: for each one the kernel waits until nobody runs it, 0.1 s or so.
+
+    The list is empty then.
+    """
     with ThreadPoolExecutor(_DETACHING_AT_ONCE) as threads:
         held = list(threads.map(Link.destroy, links))
     keepers = {link.keeper for link in links if link.keeper}
@@ -297,6 +307,7 @@ def detach_all(links: Sequence[Link]) -> None:
         keeper.let_go(
             [fd for fd, link in zip(held, links, strict=True) if fd is not None and link.keeper is keeper]
         )
+    links.clear()
 
 
 class BpfObject:
