@@ -16,6 +16,7 @@ from typing import Any, get_args
 
 import pytest
 
+from spanweld.bpf.events import SharedPlace
 from tests.support.client import Connection, head, load
 from tests.support.otlp_receiver import ReceivedSpan
 from tests.support.services import binary
@@ -34,8 +35,6 @@ from tests.support.traces import (
 
 pytestmark = [pytest.mark.root]
 
-BUCKETS = 1024
-"""Of the stacks in the map: what lies behind them is something else."""
 PINS = Path("/sys/fs/bpf/spanweld")
 REMOTE_TRACE = "0af7651916cd43dd8448eb211c80319c"
 REMOTE_SPAN = "b7ad6b7169203331"
@@ -372,7 +371,7 @@ def wait_for_slots(folder: Path, predicate: Any) -> list[dict[str, Any]]:
         slots = [
             slot
             for bucket in json.loads(dump.stdout)
-            if bucket["formatted"]["key"] < BUCKETS
+            if bucket["formatted"]["key"] < SharedPlace.STARTS  # behind the stacks is something else
             for slot in bucket["formatted"]["value"]["slots"]
             if slot["key"]
         ]

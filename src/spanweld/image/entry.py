@@ -67,12 +67,7 @@ def find_entry(image: Image, function: Function) -> Entry | str:
     inside = range(address + 1, function.address + size)
     if any(target in inside for target in _targets(image, function, instructions)):
         return f"a branch leads to the begin of {function.name}, behind its first instruction"
-    entry = Entry(function, address, code[first_byte:size])
-    try:
-        relocate(entry, 0, address + (1 << 20))
-    except ValueError as error:
-        return f"the begin of {function.name} cannot be moved: {error}"
-    return entry
+    return _if_movable(Entry(function, address, code[first_byte:size]), f"the begin of {function.name}")
 
 
 def find_increment(image: Image, function: Function, address: VirtAddr) -> Entry | str:
@@ -86,11 +81,14 @@ def find_increment(image: Image, function: Function, address: VirtAddr) -> Entry
         return f"no lock xadd stands at {address:#x}"
     if instruction.len < JUMP_SIZE:
         return f"the lock xadd at {address:#x} is too short for a jump"
-    entry = Entry(function, address, code[: instruction.len])
+    return _if_movable(Entry(function, address, code[: instruction.len]), f"the lock xadd at {address:#x}")
+
+
+def _if_movable(entry: Entry, what: str) -> Entry | str:
     try:
-        relocate(entry, 0, address + (1 << 20))
+        relocate(entry, 0, entry.address + (1 << 20))
     except ValueError as error:
-        return f"the lock xadd at {address:#x} cannot be moved: {error}"
+        return f"{what} cannot be moved: {error}"
     return entry
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 from array import array
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import islice
 from operator import gt
@@ -54,18 +54,22 @@ class FunctionTable:
 
     def containing(self, address: int) -> int | None:
         """The begin of the function that ``address`` lies in, or after, up to the next one."""
-        index = bisect_right(self.starts, address)
-        return self.starts[index - 1] if index else None
+        index = self._index(address)
+        return self.starts[index] if index >= 0 else None
 
     def size(self, start: int) -> int:
         """Bytes of the function that begins at ``start``; 0 where that is not known."""
-        index = bisect_left(self.starts, start)
-        frame = self._frames[index] if self.is_start(start) else None
+        index = self._index(start)
+        frame = self._frames[index] if index >= 0 and self.starts[index] == start else None
         data = self._image.read_memory(frame, _FRAME.size) if frame is not None else None
         if frame is None or data is None:
             return 0
         _, _, relative, size = _FRAME.unpack(data)
         return size if frame + 8 + relative == start and size < 1 << 31 else 0
+
+    def _index(self, address: int) -> int:
+        """Of the last function that begins at or before ``address``; -1 if none does."""
+        return bisect_right(self.starts, address) - 1
 
 
 def _read_table(image: Image, address: VirtAddr, offset: int, size: int) -> tuple[list[int], Sequence[int]]:
