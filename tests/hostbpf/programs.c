@@ -736,9 +736,6 @@ void sys_thread_exit(void)
 	host_enter();
 	http_thread_exit(NULL);
 	host_leave();
-	host_enter();
-	tokio_thread_ends(NULL);
-	host_leave();
 }
 
 static void starts(__u32 tid, __u64 clone_flags)

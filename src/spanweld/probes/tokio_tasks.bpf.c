@@ -161,15 +161,3 @@ int tokio_thread_started(struct bpf_raw_tracepoint_args *ctx)
 	put_edge(pid, spawned, &found);
 	return 0;
 }
-
-SEC("raw_tp/sched_process_exit")
-int tokio_thread_ends(void *ctx)
-{
-	__u32 pid;
-	struct target *target = current_target(&pid);
-
-	(void)ctx;
-	if (target && count_thread_edges(pid))
-		forget_edge(pid, thread_key());
-	return 0;
-}

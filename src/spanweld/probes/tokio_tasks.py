@@ -26,7 +26,6 @@ INSTRUMENTATION = Instrumentation(
     name="tokio_tasks",
     probes=(
         Probe("tokio_thread_started", Place.TRACEPOINT),
-        Probe("tokio_thread_ends", Place.TRACEPOINT),
         TASK_SPAWNED,
     ),
     decoders={},
