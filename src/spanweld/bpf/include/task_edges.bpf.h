@@ -10,13 +10,8 @@
 #include "maps.bpf.h"
 #include "task_edges.h"
 
-struct task_edge_key {
-	__u64 task_key;
-	__u32 pid;
-	__u32 pad;
-};
-
-struct wake_record_key {
+/* A task or thread of any target. */
+struct any_task_key {
 	__u64 task_key;
 	__u32 pid;
 	__u32 pad;
@@ -29,7 +24,7 @@ struct wake_record_key {
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 4096);
-	__type(key, struct wake_record_key);
+	__type(key, struct any_task_key);
 	__type(value, struct wake_record);
 } wake_records SEC(".maps");
 
@@ -37,7 +32,7 @@ struct {
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 8192);
-	__type(key, struct wake_record_key);
+	__type(key, struct any_task_key);
 	__type(value, struct wake_record);
 } driver_wakes SEC(".maps");
 
@@ -48,7 +43,7 @@ struct {
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 4096);
-	__type(key, struct task_edge_key);
+	__type(key, struct any_task_key);
 	__type(value, __u8);
 } event_drivers SEC(".maps");
 
@@ -332,7 +327,7 @@ static __always_inline void note_task_on_thread(__u32 pid, __u64 task_key)
 /* The running thread waits for events. */
 static __always_inline void note_wait(const struct target *target, __u32 pid)
 {
-	struct task_edge_key key = {};
+	struct any_task_key key = {};
 	__u8 yes = 1;
 
 	if (count_thread_edges(pid))
@@ -347,7 +342,7 @@ static __always_inline void note_wait(const struct target *target, __u32 pid)
 
 static __always_inline bool drives_events(__u32 pid, __u64 task_key)
 {
-	struct task_edge_key key = {};
+	struct any_task_key key = {};
 
 	key.task_key = task_key;
 	key.pid = pid;
@@ -356,7 +351,7 @@ static __always_inline bool drives_events(__u32 pid, __u64 task_key)
 
 static __always_inline struct wake_record *find_wakes(__u32 pid, __u64 task_key)
 {
-	struct wake_record_key key = {};
+	struct any_task_key key = {};
 	struct wake_record *record;
 
 	key.task_key = task_key;
@@ -368,7 +363,7 @@ static __always_inline struct wake_record *find_wakes(__u32 pid, __u64 task_key)
 /* The record of a task that drives a connection; NULL if it has none. */
 static __always_inline struct wake_record *find_driver_wakes(__u32 pid, __u64 task_key)
 {
-	struct wake_record_key key = {};
+	struct any_task_key key = {};
 	struct wake_record *record;
 
 	key.task_key = task_key;
@@ -391,7 +386,7 @@ static __always_inline bool has_edge(__u32 pid, __u64 task_key)
 }
 
 /* A record that has nothing in it. `is_open`: what came before it is not known. */
-static __always_inline struct wake_record *begin_wakes(void *map, struct wake_record_key *key, bool is_complete,
+static __always_inline struct wake_record *begin_wakes(void *map, struct any_task_key *key, bool is_complete,
 						       bool is_open)
 {
 	static const struct wake_record empty;
@@ -420,7 +415,7 @@ static __always_inline bool is_followed(__u64 first, __u64 task_key)
 GLOBAL int note_wake(__u32 pid, __u64 woken, struct active_spans *waker)
 {
 	__u64 first = wakes_followed_since(pid);
-	struct wake_record_key key = {};
+	struct any_task_key key = {};
 	struct wake_record *record;
 	bool followed;
 
@@ -444,7 +439,7 @@ GLOBAL int note_wake(__u32 pid, __u64 woken, struct active_spans *waker)
 /* A response was read to its end on the connection that a task drives: only wakes from now on count. */
 GLOBAL int reset_wakes(__u32 pid, __u64 driver, __u32 had_body)
 {
-	struct wake_record_key key = {};
+	struct any_task_key key = {};
 	struct wake_record *record;
 
 	if (!wakes_followed_since(pid))
@@ -492,7 +487,7 @@ enum sender {
 GLOBAL int note_first_cause(__u32 pid, __u64 driver, struct active_spans *found)
 {
 	struct wake_context context = {};
-	struct wake_record_key key = {};
+	struct any_task_key key = {};
 	struct wake_record *record;
 
 	if (!found || !wakes_followed_since(pid))
