@@ -987,6 +987,56 @@ static __always_inline bool skips_line(const struct connection *c, const struct 
 	       !is_of_interest(load64(&c->window[c->window_at & (WINDOW - 1)]));
 }
 
+/* What the window has of such a line. */
+static __always_inline void pass_line(struct connection *c, struct direction *d)
+{
+	__u32 found = rest_of_line(c), passed = found & (LINE_ENDS_HERE - 1);
+
+	d->skips = !(found & LINE_ENDS_HERE);
+	d->head_length += passed;
+	advance(c, passed);
+}
+
+/* Up to LINE_STEP bytes of a line; false: the connection is followed no more. */
+static __always_inline bool take_line(struct scan *s, struct direction *d, bool is_out)
+{
+	struct connection *c = s->connection;
+	__u32 want, found;
+
+	want = c->window_left < LINE_STEP ? c->window_left : LINE_STEP;
+	found = extend_line(c, d);
+	if (d->state == START_LINE && !d->line_length) {
+		/* A TLS record of the handshake: content type 22, version 3.x */
+		if (!is_out && want > 2 && d->line[0] == 0x16 && d->line[1] == 3) {
+			make_opaque(c, false, OPAQUE_TLS);
+			c->out.state = OPAQUE;
+			return false;
+		}
+		/* A method begins so; a server may also be sent empty lines first. */
+		if (c->role == ROLE_CLIENT && !is_out && (d->line[0] < 'A' || d->line[0] > 'Z')) {
+			make_opaque(c, false, OPAQUE_FRAMING);
+			if (!c->requests_open)
+				c->out.state = OPAQUE;
+			return false;
+		}
+		if (!d->started)
+			d->started = c->transfer.now;
+	}
+	if (d->line_length + want > LINE_MAX && d->state == HEADERS && !is_out && c->role != ROLE_CLIENT)
+		carry_long_line(d, &c->requests[(c->active ^ 1) & 1], found >= want ? want : found + 1);
+	if (found >= want) {
+		d->line_length += want;
+		d->head_length += want;
+		advance(c, want);
+	} else {
+		d->line_length += found + 1;
+		d->head_length += found + 1;
+		advance(c, found + 1);
+		line_done(s, d);
+	}
+	return true;
+}
+
 /* One piece: a buffer to begin, a stretch of body to skip, or up to LINE_STEP bytes of a line. */
 static long scan_step(__u32 index, void *context)
 {
@@ -996,7 +1046,7 @@ static long scan_step(__u32 index, void *context)
 	bool is_out = t->is_out;
 	struct direction *d = is_out ? &c->out : &c->in;
 	__u64 here;
-	__u32 want, found;
+	__u32 want;
 
 	(void)index;
 	if (!t->left || d->state == OPAQUE || d->state == BODY_UNTIL_CLOSE)
@@ -1044,49 +1094,10 @@ static long scan_step(__u32 index, void *context)
 		c->window_at = 0;
 		c->window_left = want;
 	}
-	if (d->state == HEADERS && (d->skips || skips_line(c, d))) {
-		found = rest_of_line(c);
-		d->skips = !(found & LINE_ENDS_HERE);
-		want = found & (LINE_ENDS_HERE - 1);
-		d->head_length += want;
-		advance(c, want);
-		if (d->head_length > HEAD_MAX) {
-			make_opaque(c, is_out, OPAQUE_HEAD_TOO_LONG);
-			return 1;
-		}
-		return 0;
-	}
-	want = c->window_left < LINE_STEP ? c->window_left : LINE_STEP;
-	found = extend_line(c, d);
-	if (d->state == START_LINE && !d->line_length) {
-		/* A TLS record of the handshake: content type 22, version 3.x */
-		if (!is_out && want > 2 && d->line[0] == 0x16 && d->line[1] == 3) {
-			make_opaque(c, false, OPAQUE_TLS);
-			c->out.state = OPAQUE;
-			return 1;
-		}
-		/* A method begins so; a server may also be sent empty lines first. */
-		if (c->role == ROLE_CLIENT && !is_out && (d->line[0] < 'A' || d->line[0] > 'Z')) {
-			make_opaque(c, false, OPAQUE_FRAMING);
-			if (!c->requests_open)
-				c->out.state = OPAQUE;
-			return 1;
-		}
-		if (!d->started)
-			d->started = t->now;
-	}
-	if (d->line_length + want > LINE_MAX && d->state == HEADERS && !is_out && c->role != ROLE_CLIENT)
-		carry_long_line(d, &c->requests[(c->active ^ 1) & 1], found >= want ? want : found + 1);
-	if (found >= want) {
-		d->line_length += want;
-		d->head_length += want;
-		advance(c, want);
-	} else {
-		d->line_length += found + 1;
-		d->head_length += found + 1;
-		advance(c, found + 1);
-		line_done(s, d);
-	}
+	if (d->state == HEADERS && (d->skips || skips_line(c, d)))
+		pass_line(c, d);
+	else if (!take_line(s, d, is_out))
+		return 1;
 	if (d->head_length > HEAD_MAX && (d->state == HEADERS || d->state == START_LINE)) {
 		make_opaque(c, is_out, OPAQUE_HEAD_TOO_LONG);
 		return 1;
@@ -1523,6 +1534,7 @@ int http_sys_enter(__u64 *ctx)
 	return 0;
 }
 
+/* A thread that ends is done with all, as one that waits is, and with what it had from its starter. */
 SEC("raw_tp/sched_process_exit")
 int http_thread_exit(void *ctx)
 {
