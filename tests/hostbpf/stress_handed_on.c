@@ -19,6 +19,7 @@
 /* Functions with names, for tsan.supp. */
 #define SPANS_INLINE static __attribute__((noinline, unused))
 #include "handed_on.h"
+#include "stress.h"
 
 #define REQUESTERS 3
 #define WORKERS 3
@@ -28,7 +29,6 @@
 static struct open_bucket opens[2];
 static struct listed_bucket listed[4];
 static struct edge_bucket edges[2];
-static struct span_bucket buckets[2];
 
 /* A task for some worker to run. */
 struct spawned {
@@ -38,25 +38,6 @@ struct spawned {
 static struct spawned spawned[REQUESTERS][TASKS];
 static bool stop, requesters_done;
 static __u64 requests, read_whole, read_not, pushed, late, evicted, looks;
-
-static __attribute__((noreturn)) void fail(const char *what)
-{
-	fprintf(stderr, "stress_handed_on: %s\n", what);
-	_Exit(1);
-}
-
-static __u64 mix(__u64 number)
-{
-	number ^= number >> 31;
-	number *= 0x7fb5d329728ea185ULL;
-	number ^= number >> 27;
-	return number * 0x81dadef4bc2dd44dULL | 1;
-}
-
-static void add(__u64 *sum, __u64 number)
-{
-	__atomic_fetch_add(sum, number, __ATOMIC_RELAXED);
-}
 
 /* A task's key is its request's number and its own; all of its edge follows from that. */
 static __u64 request_of(__u64 key)
@@ -101,25 +82,6 @@ static struct edge_bucket *edges_at(__u64 key)
 static struct listed_bucket *listed_at(__u64 request, __u32 number)
 {
 	return &listed[listed_bucket_of(request, number) % 4];
-}
-
-static struct span_bucket *bucket_of(__u64 key)
-{
-	return &buckets[spans_bucket_of(key) % 2];
-}
-
-static struct span_slot *find_slot(__u64 key)
-{
-	for (int i = 0; i < SPANS_BUCKET_SLOTS; i++)
-		if (__atomic_load_n(&bucket_of(key)->slots[i].key, __ATOMIC_RELAXED) == key)
-			return &bucket_of(key)->slots[i];
-	return NULL;
-}
-
-/* A place of its own, for tsan.supp. */
-static bool exchange_key(struct span_slot *slot, __u64 old, __u64 new)
-{
-	return __sync_val_compare_and_swap(&slot->key, old, new) == old;
 }
 
 static bool read_edge(__u64 key, struct active_spans *found)

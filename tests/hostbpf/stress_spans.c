@@ -16,12 +16,11 @@
 #include <string.h>
 #include <time.h>
 
-#include "spans_in_progress.h"
+#include "stress.h"
 
 #define OWNERS 4
 #define ENDERS 2
 #define READERS 2
-#define BUCKETS 2
 #define MAILBOXES 8 /* of each owner: spans for others to end */
 
 struct mailbox {
@@ -29,24 +28,9 @@ struct mailbox {
 	__u64 span_id;
 };
 
-static struct span_bucket buckets[BUCKETS];
 static struct mailbox mailboxes[OWNERS][MAILBOXES];
 static bool stop, owners_done;
 static __u64 tasks_done, seen_by_readers, seen_by_owners, busy, full, ended_by_others;
-
-static __u64 mix(__u64 number)
-{
-	number ^= number >> 31;
-	number *= 0x7fb5d329728ea185ULL;
-	number ^= number >> 27;
-	return number * 0x81dadef4bc2dd44dULL | 1;
-}
-
-static __attribute__((noreturn)) void fail(const char *what)
-{
-	fprintf(stderr, "stress_spans: %s\n", what);
-	_Exit(1);
-}
 
 static __u32 random_below(__u64 *state, __u32 limit)
 {
@@ -54,11 +38,6 @@ static __u32 random_below(__u64 *state, __u32 limit)
 	*state ^= *state >> 7;
 	*state ^= *state << 17;
 	return (__u32)(*state >> 32) % limit;
-}
-
-static void add(__u64 *sum, __u64 number)
-{
-	__atomic_fetch_add(sum, number, __ATOMIC_RELAXED);
 }
 
 /* The frame that belongs to a task and a span id: all else follows from these two. */
@@ -86,31 +65,10 @@ static void check_frame(__u64 key, const struct span_frame *frame)
 		fail("a torn frame");
 }
 
-static struct span_bucket *bucket_of(__u64 key)
-{
-	return &buckets[spans_bucket_of(key) % BUCKETS];
-}
-
-static struct span_slot *find(__u64 key)
-{
-	struct span_bucket *bucket = bucket_of(key);
-
-	for (int i = 0; i < SPANS_BUCKET_SLOTS; i++)
-		if (__atomic_load_n(&bucket->slots[i].key, __ATOMIC_RELAXED) == key)
-			return &bucket->slots[i];
-	return NULL;
-}
-
-/* A place of its own, for tsan.supp. */
-static bool exchange_key(struct span_slot *slot, __u64 old, __u64 new)
-{
-	return __sync_val_compare_and_swap(&slot->key, old, new) == old;
-}
-
 /* As push_span in maps.bpf.h does. */
 static bool push(__u64 key, const struct span_frame *frame)
 {
-	struct span_slot *slot = find(key);
+	struct span_slot *slot = find_slot(key);
 	struct span_bucket *bucket = bucket_of(key);
 	enum spans_result result;
 	bool claimed = false;
@@ -136,7 +94,7 @@ static bool push(__u64 key, const struct span_frame *frame)
 
 static void end(__u64 key, __u64 span_id)
 {
-	struct span_slot *slot = find(key);
+	struct span_slot *slot = find_slot(key);
 
 	if (slot)
 		spans_end(slot, key, span_id);
@@ -151,7 +109,7 @@ static void have_ended(struct mailbox *mailbox, __u64 key, __u64 span_id)
 
 static void look(__u64 key, const __u64 *open, __u32 nr_open)
 {
-	struct span_slot *slot = find(key);
+	struct span_slot *slot = find_slot(key);
 	struct active_spans found;
 	bool is_open = false;
 
@@ -208,7 +166,7 @@ static void *own(void *argument)
 			have_ended(&own_mailboxes[nr_given++], key, open[0]);
 			break;
 		default:
-			if (find(key) && spans_clear(find(key), key) != SPANS_OK)
+			if (find_slot(key) && spans_clear(find_slot(key), key) != SPANS_OK)
 				end(key, open[0]);
 			look(key, NULL, 0);
 			break;
