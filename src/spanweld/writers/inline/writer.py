@@ -25,18 +25,29 @@ from spanweld.writers.inline.area import NAME, Area, read_patches
 from spanweld.writers.inline.patcher import PATCHER, Patcher, make_order
 
 CODE = PATCHER.parent / "inline.elf"
-_STUBS = {
-    "otel_new_trace_id": "new_trace_id",
-    "otel_build_recording_span": "build_recording_span",
-    "otel_ensure_ended_and_exported": "ensure_ended",
-}
-_STUBS_EACH = 4
-_DISPLACED_ROOM = 64
-# Of an instruction within a function, behind which the probe is.
-_STUBS_WITHIN = {"tokio_task_spawned": "task_spawned"}
 PLACES_WITHIN = 64
 """So many places of one program can there be within functions."""
-_WITHIN_ROOM = 32
+
+
+@dataclass(frozen=True, slots=True)
+class _Stubs:
+    """Of one program: their name in stubs.S, how many there are, and bytes for what each one displaces.
+
+    ``is_within``: that is an instruction within a function, which runs before the probe.
+    """
+
+    name: str
+    count: int = 4
+    room: int = 64
+    is_within: bool = False
+
+
+_STUBS = {
+    "otel_new_trace_id": _Stubs("new_trace_id"),
+    "otel_build_recording_span": _Stubs("build_recording_span"),
+    "otel_ensure_ended_and_exported": _Stubs("ensure_ended"),
+    "tokio_task_spawned": _Stubs("task_spawned", PLACES_WITHIN, 32, is_within=True),
+}
 _PAGE = 4096
 _REACH = 1 << 31
 # Between what is mapped for the probes and the executable, whose data may grow.
@@ -57,7 +68,7 @@ class InlineProbe:
 
 def serves(program: str) -> bool:
     """Whether a BPF program at a function's entry has its like inside the target."""
-    return program in _STUBS
+    return program in _STUBS and not _STUBS[program].is_within
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,29 +164,26 @@ class InlineWriter:
         patches = []
         used: dict[str, int] = {}
         for probe in self._probes:
-            is_within = probe.program in _STUBS_WITHIN
-            stub = (_STUBS_WITHIN if is_within else _STUBS)[probe.program]
-            number = used[stub] = used.get(stub, -1) + 1
-            if number >= (PLACES_WITHIN if is_within else _STUBS_EACH):
+            stubs = _STUBS[probe.program]
+            number = used[stubs.name] = used.get(stubs.name, -1) + 1
+            if number >= stubs.count:
                 raise TargetError(f"there are too many functions for {probe.program}", _REMEDY)
+            which = f"{stubs.name}_{number}"
             address = probe.entry.address + bias
-            at = code.symbols[f"displaced_{stub}_{number}"]
-            behind = code.symbols[f"behind_{stub}_{number}"] if is_within else None
+            at = code.symbols[f"displaced_{which}"]
+            behind = base + code.symbols[f"behind_{which}"] if stubs.is_within else None
             try:
-                displaced = relocate(
-                    probe.entry, bias, base + at, base + behind if behind is not None else None
-                )
-                to_stub = jump(address, base + code.symbols[f"stub_{stub}_{number}"])
-                if behind is not None:
-                    back = code.symbols[f"back_{stub}_{number}"]
+                displaced = relocate(probe.entry, bias, base + at, behind)
+                to_stub = jump(address, base + code.symbols[f"stub_{which}"])
+                if stubs.is_within:
+                    back, cookie = code.symbols[f"back_{which}"], code.symbols[f"cookie_{which}"]
                     content[back : back + JUMP_SIZE] = jump(base + back, address + len(probe.entry.code))
-                    cookie = code.symbols[f"cookie_{stub}_{number}"]
                     content[cookie : cookie + 4] = probe.cookie.to_bytes(4, "little")
             except ValueError as error:
                 raise TargetError(
                     f"{probe.entry.function.name} cannot be patched: {error}", _REMEDY
                 ) from None
-            if len(displaced) > (_WITHIN_ROOM if is_within else _DISPLACED_ROOM):
+            if len(displaced) > stubs.room:
                 raise TargetError(f"{probe.entry.function.name} begins with too much to move", _REMEDY)
             content[at : at + len(displaced)] = displaced
             before = probe.entry.code
