@@ -241,14 +241,12 @@ bool host_is_open(int fd)
 	return *descriptor(fd) != NULL;
 }
 
-static struct open_file *new_file(int fd, unsigned short mode)
+static struct open_file *new_file(int fd)
 {
 	struct open_file *file = host_allocate(sizeof(*file));
 
 	if (*descriptor(fd))
 		host_fail("descriptor in use");
-	file->file.f_inode = &file->alloc.vfs_inode;
-	file->alloc.vfs_inode.i_mode = mode;
 	file->alloc.vfs_inode.i_ino = next_inode++;
 	file->descriptors = 1;
 	*descriptor(fd) = &file->file;
@@ -257,7 +255,7 @@ static struct open_file *new_file(int fd, unsigned short mode)
 
 void host_open_file(int fd)
 {
-	new_file(fd, 0100644);
+	new_file(fd);
 }
 
 void host_reuse_address(void)
@@ -267,7 +265,7 @@ void host_reuse_address(void)
 
 void host_open(int fd, const struct host_socket *socket)
 {
-	struct open_file *file = new_file(fd, S_IFSOCK | 0777);
+	struct open_file *file = new_file(fd);
 	struct sock_common *common;
 
 	if (reuse && sock_to_reuse) {
@@ -906,7 +904,7 @@ void host_signal_generated(int signal, __u32 pid, __u32 tid, bool is_for_process
 
 void host_push_span(__u32 pid, __u64 key, struct span_frame *frame)
 {
-	push_span(pid, key, frame);
+	push_span(shared_map(pid), key, frame);
 }
 
 void host_end_span(__u32 pid, __u64 key, __u64 span_id)

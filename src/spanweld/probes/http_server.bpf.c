@@ -15,8 +15,6 @@
 #define AF_INET 2
 #define AF_INET6 10
 #define SOCK_STREAM 1
-#define S_IFMT 0170000
-#define S_IFSOCK 0140000
 #define MSG_PEEK 2
 #define SHUT_RD 0
 #define SHUT_RDWR 2
@@ -134,40 +132,51 @@ static __always_inline bool parse_length(struct direction *d, __u32 from, __u64 
 	return true;
 }
 
-/*
- * HEX and the value of a hexadecimal digit, 0 for other characters; UPPER is added for A to F,
- * which the W3C recommendation forbids. A table: a branch a digit is too much for the verifier.
- */
+/* HEX and the value of a hexadecimal digit, 0 for other characters. A table: a branch a digit is too much for the verifier. */
 #define HEX 0x80
-#define UPPER 0x40
-#define HEX6(more, from)                                                                                          \
-	HEX | more | (from), HEX | more | (from + 1), HEX | more | (from + 2), HEX | more | (from + 3),           \
-		HEX | more | (from + 4), HEX | more | (from + 5)
+#define HEX6(from)                                                                                                \
+	HEX | (from), HEX | (from + 1), HEX | (from + 2), HEX | (from + 3), HEX | (from + 4), HEX | (from + 5)
 static const __u8 hex_digits[256] = {
-	['0'] = HEX6(0, 0), HEX | 6, HEX | 7, HEX | 8, HEX | 9, ['a'] = HEX6(0, 10), ['A'] = HEX6(UPPER, 10),
+	['0'] = HEX6(0), HEX | 6, HEX | 7, HEX | 8, HEX | 9, ['a'] = HEX6(10), ['A'] = HEX6(10),
 };
 
-/* Sets *bad to something if a character is not a lower-case hexadecimal digit. */
-static __always_inline __u64 parse_hex(const char *text, int digits, __u8 *bad)
+#define EACH_BYTE(value) (0x0101010101010101ULL * (value))
+
+#define NOT_HEX (1ULL << 32)
+
+/*
+ * The number of eight hexadecimal digits, a byte each; NOT_HEX is added if one is none, or of upper case, which the
+ * W3C recommendation forbids. A function, since the compiler keeps its constants on the stack.
+ */
+GLOBAL __u64 parse_hex8(__u64 text)
 {
-	__u64 number = 0;
+	__u64 letters = (text >> 6) & EACH_BYTE(1), low = text & EACH_BYTE(0x0f), value = low + 9 * letters, bad;
 
-	for (int i = 0; i < digits; i++) {
-		__u8 digit = hex_digits[(__u8)text[i]];
+	/* 0x30 to 0x39 and 0x61 to 0x66: no other upper half, no digit above 9, no letter above f and none before a. */
+	bad = (text & EACH_BYTE(0xf0)) ^ (EACH_BYTE(0x30) + 0x30 * letters);
+	bad |= (low + EACH_BYTE(6) + 3 * letters) & EACH_BYTE(0x10);
+	bad |= ~((low | EACH_BYTE(0x10)) - letters) & EACH_BYTE(0x10);
+	/* The first digit counts most, and lies lowest. */
+	value = (value << 4 | value >> 8) & 0x00ff00ff00ff00ffULL;
+	value = (value | value >> 8) & 0x0000ffff0000ffffULL;
+	return __builtin_bswap32(value | value >> 16) | (bad ? NOT_HEX : 0);
+}
 
-		*bad |= (digit ^ HEX) & (HEX | UPPER);
-		number = number << 4 | (digit & 15);
-	}
-	return number;
+/* Sixteen, in the same way but for what is wrong with them, which is added to *bad. */
+static __always_inline __u64 parse_hex16(const char *text, __u64 *bad)
+{
+	__u64 high = parse_hex8(load64(text)), low = parse_hex8(load64(text + 8));
+
+	*bad |= (high | low) & NOT_HEX;
+	return high << 32 | (__u32)low;
 }
 
 /* https://www.w3.org/TR/trace-context/#traceparent-header: what is malformed is no parent. */
 GLOBAL int parse_traceparent(struct direction *d, struct server_span_event *request)
 {
-	__u64 version, high, low, parent, flags;
-	char text[56] = {};
+	__u64 version, high, low, parent, flags, bad;
 	__u32 from, length;
-	__u8 bad = 0;
+	const char *text;
 
 	if (!d || !request)
 		return 0;
@@ -178,13 +187,14 @@ GLOBAL int parse_traceparent(struct direction *d, struct server_span_event *requ
 	request->trace_id_low = request->trace_id_high = request->parent_span_id = 0;
 	if (request->traceparents > 1 || length < 55 || from > 64)
 		return 0;
-	if (bpf_probe_read_kernel(text, sizeof(text), &d->line[from]))
-		return 0;
-	version = parse_hex(text, 2, &bad);
-	high = parse_hex(text + 3, 16, &bad);
-	low = parse_hex(text + 19, 16, &bad);
-	parent = parse_hex(text + 36, 16, &bad);
-	flags = parse_hex(text + 53, 2, &bad);
+	text = &d->line[from];
+	/* With digits of their own, since there are none beside these two. */
+	version = parse_hex8(load64(text) << 48 | EACH_BYTE('0') >> 16);
+	flags = parse_hex8(load64(text + 47) >> 48 << 48 | EACH_BYTE('0') >> 16);
+	bad = (version | flags) & NOT_HEX;
+	high = parse_hex16(text + 3, &bad);
+	low = parse_hex16(text + 19, &bad);
+	parent = parse_hex16(text + 36, &bad);
 	if (bad || text[2] != '-' || text[35] != '-' || text[52] != '-' || version == 0xff ||
 	    (version == 0 && length != 55) || (length > 55 && text[55] != '-') || !(high | low) || !parent)
 		return 0;
@@ -497,6 +507,7 @@ GLOBAL int activate(struct connection *c, struct target *target, __u64 key)
 {
 	struct server_span_event *request;
 	struct span_frame frame = {};
+	void *tasks;
 
 	if (!c || !target)
 		return 0;
@@ -528,8 +539,9 @@ GLOBAL int activate(struct connection *c, struct target *target, __u64 key)
 	frame.remote_parent = request->parent_span_id;
 	frame.flags = request->flags;
 	frame.kind = FRAME_SERVER;
-	open_request(c->pid, request->span_id);
-	push_span(c->pid, key, &frame);
+	tasks = shared_map(c->pid);
+	open_request(tasks, request->span_id);
+	push_span(tasks, key, &frame);
 	if (request->remote & REMOTE_CARRIED && request->flags & TRACE_FLAG_SAMPLED)
 		tell_carried(request);
 	return 0;
@@ -577,8 +589,8 @@ GLOBAL int finish(struct connection *c, __u32 status, __u32 ended_by)
 static __always_inline void clear_request(struct server_span_event *request)
 {
 	__builtin_memset(request, 0, offsetof(struct server_span_event, host));
-	for (int i = 0; i < HTTP_TARGET_MAX / 8; i++)
-		((__u64 *)request->target)[i] = 0;
+	/* What path_matches() looks at, however long the target is. */
+	__builtin_memset(request->target, 0, EXCLUDED_LENGTH);
 }
 
 GLOBAL int say_opaque(struct connection *c, __u32 reason)
@@ -1123,21 +1135,20 @@ static __always_inline struct file *file_of(__s32 fd)
 static __always_inline struct sock *socket_of(__s32 fd, struct connection_key *key)
 {
 	struct file *file = file_of(fd);
-	struct socket *socket;
-	struct inode *inode;
+	struct socket_alloc *both;
 	struct sock *sock;
 
 	if (!file)
 		return NULL;
-	inode = BPF_CORE_READ(file, f_inode);
-	if ((BPF_CORE_READ(inode, i_mode) & S_IFMT) != S_IFSOCK)
+	/* Of other files this leads anywhere; of a socket's, to what leads back. Each step is a read that counts. */
+	both = BPF_CORE_READ(file, private_data);
+	if (!both || BPF_CORE_READ(both, socket.file) != file)
 		return NULL;
-	socket = BPF_CORE_READ(file, private_data);
-	sock = BPF_CORE_READ(socket, sk);
+	sock = BPF_CORE_READ(both, socket.sk);
 	if (!sock)
 		return NULL;
 	key->socket = (__u64)sock;
-	key->inode = BPF_CORE_READ(inode, i_ino);
+	key->inode = BPF_CORE_READ(both, vfs_inode.i_ino);
 	return sock;
 }
 

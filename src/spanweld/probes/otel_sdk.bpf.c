@@ -256,14 +256,15 @@ static __always_inline void change_adoption(struct target *target, __u32 pid, __
 /* Why the tracer cannot stop this thread here, as the counter that says so; COUNT_MAX: it can. */
 static __always_inline __u32 why_no_stop(const struct target *target)
 {
-	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
+	const struct task_struct *task;
 
 	if (IN_TARGET)
 		return COUNT_MAX; /* it needs none */
-	if (BPF_CORE_READ(task, blocked.sig[0]) & 1UL << (SIGURG_NUMBER - 1))
+	task = bpf_get_current_task_btf();
+	if (task->blocked.sig[0] & 1UL << (SIGURG_NUMBER - 1))
 		return COUNT_ROOTS_SIGNAL_BLOCKED;
 	/* A tracer that has died leaves no one who would take the signal away again. */
-	if (!BPF_CORE_READ(task, ptrace) || (__u32)BPF_CORE_READ(task, parent, tgid) != target->tracer)
+	if (!task->ptrace || (__u32)task->parent->tgid != target->tracer)
 		return COUNT_ROOTS_NO_TRACER;
 	return COUNT_MAX;
 }
@@ -443,8 +444,7 @@ int otel_new_trace_id_returns(struct pt_regs *ctx)
 /* For the probes inside the target; without room, the next root will do. */
 static __always_inline void share_span_id(__u32 pid, __u64 span_id)
 {
-	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
-	__u64 thread = BPF_CORE_READ(task, thread.fsbase);
+	__u64 thread = thread_pointer();
 	struct shared_starts *starts = shared_element(pid, shared_index(thread));
 	struct shared_start *line, *entry = NULL;
 

@@ -149,7 +149,7 @@ int tokio_thread_started(struct bpf_raw_tracepoint_args *ctx)
 
 	if (!target || !(ctx->args[1] & CLONE_THREAD))
 		return 0;
-	all = handed_on_of(pid);
+	all = find_handed_on(shared_map(pid));
 	if (!all)
 		return 0;
 	spawned = TASK_KEY_THREAD | (__u32)BPF_CORE_READ((struct task_struct *)ctx->args[0], pid);

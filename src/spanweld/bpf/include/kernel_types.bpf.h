@@ -177,7 +177,6 @@ struct socket {
 };
 
 struct inode {
-	unsigned short i_mode;
 	unsigned long i_ino;
 };
 
@@ -188,7 +187,6 @@ struct socket_alloc {
 
 struct file {
 	unsigned int f_flags;
-	struct inode *f_inode;
 	void *private_data;
 };
 

@@ -12,6 +12,8 @@
 #define IN_TARGET 0
 /* Reads what the address of was read itself. */
 #define read_far(to, size, from) bpf_probe_read_user(to, size, from)
+/* Of the running thread. */
+#define thread_pointer() ((__u64)bpf_get_current_task_btf()->thread.fsbase)
 /* The thread id is at hand: nothing to be spared. */
 #define is_known_to_run_tasks(thread_edges) false
 #endif
@@ -155,32 +157,39 @@ static __always_inline __u64 thread_key(void)
  */
 static __always_inline __u64 current_task_key(const struct target *target)
 {
-	__u64 id = 0, tag = TOKIO_TAG_SOME, fsbase;
-	struct task_struct *task;
+	__u64 id = 0, tag = TOKIO_TAG_SOME, thread;
 
 	if (!target->tokio_task_id)
 		return thread_key();
-	task = (struct task_struct *)bpf_get_current_task();
-	fsbase = BPF_CORE_READ(task, thread.fsbase);
-	if (bpf_probe_read_user(&id, sizeof(id), (void *)(fsbase + target->tokio_task_id)) ||
+	thread = thread_pointer();
+	if (bpf_probe_read_user(&id, sizeof(id), (void *)(thread + target->tokio_task_id)) ||
 	    (target->tokio_task_tag &&
-	     bpf_probe_read_user(&tag, sizeof(tag), (void *)(fsbase + target->tokio_task_tag)))) {
+	     bpf_probe_read_user(&tag, sizeof(tag), (void *)(thread + target->tokio_task_tag)))) {
 		count(COUNT_READ_FAULT);
 		return thread_key();
 	}
 	return tag == TOKIO_TAG_SOME && id && !(id & TASK_KEY_THREAD) ? id : thread_key();
 }
 
-static __always_inline void *shared_element(__u32 pid, __u32 index)
+/* The target's own map; NULL if it has none. */
+static __always_inline void *shared_map(__u32 pid)
 {
-	void *tasks = bpf_map_lookup_elem(&spans_in_progress, &pid);
+	return bpf_map_lookup_elem(&spans_in_progress, &pid);
+}
 
+static __always_inline void *element_of(void *tasks, __u32 index)
+{
 	return tasks ? bpf_map_lookup_elem(tasks, &index) : NULL;
 }
 
-static __always_inline struct span_bucket *task_bucket(__u32 pid, __u64 key)
+static __always_inline void *shared_element(__u32 pid, __u32 index)
 {
-	return shared_element(pid, SHARED_BUCKETS + spans_bucket_of(key));
+	return element_of(shared_map(pid), index);
+}
+
+static __always_inline struct span_bucket *task_bucket(void *tasks, __u64 key)
+{
+	return element_of(tasks, SHARED_BUCKETS + spans_bucket_of(key));
 }
 
 /* Number of the key's slot in its bucket, or -1. */
@@ -218,7 +227,7 @@ GLOBAL int bucket_claim(struct span_bucket *bucket, __u64 key)
 /* The slot of a task; NULL if it has none. */
 static __always_inline struct span_slot *find_slot(__u32 pid, __u64 key)
 {
-	struct span_bucket *bucket = task_bucket(pid, key);
+	struct span_bucket *bucket = task_bucket(shared_map(pid), key);
 	int slot = bucket ? bucket_find(bucket, key) : -1;
 
 	return slot < 0 ? NULL : &bucket->slots[slot & (SPANS_BUCKET_SLOTS - 1)];
@@ -232,9 +241,9 @@ static __always_inline bool find_active(__u32 pid, __u64 key, struct active_span
 }
 
 /* Makes a slot if the task, which is the running one, has none. */
-static __always_inline void push_span(__u32 pid, __u64 key, struct span_frame *frame)
+static __always_inline void push_span(void *tasks, __u64 key, struct span_frame *frame)
 {
-	struct span_bucket *bucket = task_bucket(pid, key);
+	struct span_bucket *bucket = task_bucket(tasks, key);
 	bool claimed = false;
 	int slot, result;
 

@@ -23,13 +23,12 @@
  */
 static __always_inline int stop_guard_interrupted(long result, __u32 tracer)
 {
-	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
+	const struct task_struct *task = bpf_get_current_task_btf();
 	__u32 tid = bpf_get_current_pid_tgid();
 	struct stop_request nothing = {};
 
-	if (result != -STOP_GUARD_EINTR || !tracer || !BPF_CORE_READ(task, ptrace) ||
-	    (__u32)BPF_CORE_READ(task, parent, tgid) != tracer ||
-	    BPF_CORE_READ(task, blocked.sig[0]) & 1UL << (STOP_GUARD_SIGURG - 1))
+	if (result != -STOP_GUARD_EINTR || !tracer || !task->ptrace || (__u32)task->parent->tgid != tracer ||
+	    task->blocked.sig[0] & 1UL << (STOP_GUARD_SIGURG - 1))
 		return 0;
 	if (!bpf_map_update_elem(&stop_requests, &tid, &nothing, BPF_ANY) &&
 	    bpf_send_signal_thread(STOP_GUARD_SIGURG))

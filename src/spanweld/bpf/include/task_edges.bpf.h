@@ -47,9 +47,9 @@ struct {
 	__type(value, __u8);
 } event_drivers SEC(".maps");
 
-static __always_inline struct handed_on *handed_on_of(__u32 pid)
+static __always_inline struct handed_on *find_handed_on(void *tasks)
 {
-	return shared_element(pid, SHARED_HANDED_ON);
+	return element_of(tasks, SHARED_HANDED_ON);
 }
 
 /* Since which task the target's wakes are followed; 0: they are not. */
@@ -68,10 +68,10 @@ static __always_inline struct edge_bucket *find_edge_bucket(__u32 pid, __u64 tas
 	return element ? &element->buckets[number % EDGE_BUCKETS_EACH] : NULL;
 }
 
-static __always_inline struct open_bucket *find_open_bucket(__u32 pid, __u64 server_span_id)
+static __always_inline struct open_bucket *find_open_bucket(void *tasks, __u64 server_span_id)
 {
 	__u32 number = open_bucket_of(server_span_id);
-	struct open_buckets *element = shared_element(pid, SHARED_OPEN + number / OPEN_BUCKETS_EACH);
+	struct open_buckets *element = element_of(tasks, SHARED_OPEN + number / OPEN_BUCKETS_EACH);
 
 	return element ? &element->buckets[number % OPEN_BUCKETS_EACH] : NULL;
 }
@@ -86,7 +86,7 @@ static __always_inline struct listed_bucket *find_listed_bucket(__u32 pid, __u64
 
 static __always_inline bool is_open_request(__u32 pid, __u64 server_span_id)
 {
-	struct open_bucket *bucket = find_open_bucket(pid, server_span_id);
+	struct open_bucket *bucket = find_open_bucket(shared_map(pid), server_span_id);
 
 	return server_span_id && bucket && open_find(bucket, server_span_id) >= 0;
 }
@@ -97,10 +97,10 @@ GLOBAL int is_open(__u32 pid, __u64 server_span_id)
 	return is_open_request(pid, server_span_id);
 }
 
-static __always_inline void open_request(__u32 pid, __u64 server_span_id)
+static __always_inline void open_request(void *tasks, __u64 server_span_id)
 {
-	struct open_bucket *bucket = find_open_bucket(pid, server_span_id);
-	struct handed_on *all = handed_on_of(pid);
+	struct open_bucket *bucket = find_open_bucket(tasks, server_span_id);
+	struct handed_on *all = find_handed_on(tasks);
 
 	if (!bucket || !all)
 		return;
@@ -112,7 +112,7 @@ static __always_inline void open_request(__u32 pid, __u64 server_span_id)
 
 static __always_inline __s64 count_open(__u32 pid)
 {
-	struct handed_on *all = handed_on_of(pid);
+	struct handed_on *all = find_handed_on(shared_map(pid));
 
 	return all ? *(volatile __s64 *)&all->open : 0;
 }
@@ -149,8 +149,9 @@ static long release_listed(__u32 index, void *context)
 /* A request's server span ends: with it goes what other tasks have pushed for it. */
 GLOBAL int close_request(__u32 pid, __u64 server_span_id)
 {
-	struct open_bucket *bucket = find_open_bucket(pid, server_span_id);
-	struct handed_on *all = handed_on_of(pid);
+	void *tasks = shared_map(pid);
+	struct open_bucket *bucket = find_open_bucket(tasks, server_span_id);
+	struct handed_on *all = find_handed_on(tasks);
 	struct listed_of listed = {};
 	int slots;
 
@@ -252,7 +253,7 @@ enum listing {
 GLOBAL int list_slot(__u32 pid, __u64 task_key, __u64 server_span_id)
 {
 	struct edge_bucket *edges = find_edge_bucket(pid, task_key);
-	struct open_bucket *requests = find_open_bucket(pid, server_span_id);
+	struct open_bucket *requests = find_open_bucket(shared_map(pid), server_span_id);
 	struct listed_bucket *slots;
 	int at, number;
 
@@ -293,7 +294,7 @@ static __always_inline void push_upon(__u32 pid, __u64 task_key, struct span_fra
 
 	if (spawner && listing == LISTED_NOT)
 		return;
-	push_span(pid, task_key, frame);
+	push_span(shared_map(pid), task_key, frame);
 	if (spawner && !is_open(pid, spawner))
 		take_back(pid, task_key, spawner, listing);
 }
@@ -310,7 +311,7 @@ GLOBAL int forget_edge(__u32 pid, __u64 task_key)
 /* How many edges of threads the target ever had. */
 static __always_inline __u32 count_thread_edges(__u32 pid)
 {
-	struct handed_on *all = handed_on_of(pid);
+	struct handed_on *all = find_handed_on(shared_map(pid));
 
 	return all ? *(volatile __u32 *)&all->thread_edges : 0;
 }

@@ -96,10 +96,13 @@ static __always_inline unsigned long long bpf_get_current_pid_tgid(void)
 	return (unsigned long long)INLINE_HEAD->pid << 32 | inline_tid();
 }
 
-static __always_inline unsigned long long bpf_get_current_task(void)
+/* Of the kernel's structures, nothing is within reach. */
+static __always_inline struct task_struct *bpf_get_current_task_btf(void)
 {
 	return 0;
 }
+
+#define thread_pointer() ((__u64)inline_thread_pointer())
 
 static __always_inline unsigned long long bpf_ktime_get_ns(void)
 {
