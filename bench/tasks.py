@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from unittest.mock import patch
 
-from bench.throughput import compare, requests_per_second
+from bench.throughput import compare, run_wrk
 from spanweld.agent import Agent, Target
 from spanweld.bpf.libbpf import Link
 from spanweld.commands import main as spanweld
@@ -71,22 +71,16 @@ def measure(name: str, path: str, arguments: Sequence[str], rounds: int, seconds
         script.write_text(POST)
         # No collector listens: the service's exporter must not be part of what is measured.
         environ = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9", "OTEL_BSP_SCHEDULE_DELAY": "600000"}
-        urls: dict[Copy, str] = {}
+        services: dict[str, Service] = {}
         for copy in COPIES:
             running = stack.enter_context(Service(binary(name, "release"), arguments, environ))
-            urls[copy] = running.url + path
+            services[copy.name] = running
             if copy.groups is not None:
                 spans = folder / copy.name.replace(" ", "-")
                 attach = ["attach", *OPTIONS, "--export", f"json:{spans}", "--pid", str(running.pid)]
                 command = (sys.executable, "-m", "bench.tasks", "--groups", str(copy.groups), "--")
                 stack.enter_context(AgentProcess(attach, command=command))
-        compare(
-            f"{name}{path}",
-            {copy.name: url for copy, url in urls.items()},
-            rounds,
-            seconds,
-            lambda url, length: requests_per_second(url, length, script),
-        )
+        compare(f"{name}{path}", services, rounds, lambda service: run_wrk(service, path, seconds, script))
 
 
 def main() -> None:

@@ -9,7 +9,9 @@ A figure is the median over the rounds; a ratio is to the first bare copy in the
 - hit: nanoseconds by manual root (three probes; two stops more with stop), over one connection: what a
   request with ten takes longer than one with none, and that less what it does in the bare copy. And by
   call, what code inside the target and a uprobe cost each by themselves.
-- throughput: wrk at saturation.
+- throughput: wrk at saturation, which takes the processors that the agent's export and wrk itself do not.
+- processor time: what the service's own threads took for a request in those runs, with all that runs in them:
+  probes, stops, the kernel. A ratio of 1.05 is a throughput of 0.95 where the agent has a processor to itself.
 - latency: p99 at a fixed rate, 0.4 of the throughput of the slowest copy; from the moment at which each
   request was due.
 
@@ -32,7 +34,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from urllib.parse import urlsplit
+from typing import TypeVar
 
 from bench.inline_cost import measure as measure_inline
 from build_native import WARNINGS, find_clang
@@ -77,10 +79,12 @@ CASES = {
 }
 HIT = "hit"
 
+T = TypeVar("T")
+
 
 @contextlib.contextmanager
-def running(case: Case, folder: Path) -> Iterator[dict[str, str]]:
-    """The copies of a service, traced as each is to be; their URLs by name."""
+def running(case: Case, folder: Path) -> Iterator[dict[str, Service]]:
+    """The copies of a service, traced as each is to be, by name."""
     # No collector listens: the service's exporter must not be part of what is measured.
     environ = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9", "OTEL_BSP_SCHEDULE_DELAY": "600000"}
     with contextlib.ExitStack() as stack:
@@ -88,22 +92,40 @@ def running(case: Case, folder: Path) -> Iterator[dict[str, str]]:
         if case.service == "users":
             store = stack.enter_context(Service(binary("store", "release"), ["--delay-ms", "0"]))
             arguments = ["--store", store.url]
-        urls = {}
+        services = {}
         for name, options in case.copies.items():
             service = stack.enter_context(Service(binary(case.service, "release"), arguments, environ))
-            urls[name] = service.url
+            services[name] = service
             if options is not None:
                 export = folder / f"{case.service}-{name}"
                 agent = stack.enter_context(attach(service.pid, *options, export=export))
                 if "inline" in options:
                     assert "(write inline)" in agent.messages.wait_for("ready (pid")
-        yield urls
+        yield services
 
 
-def requests_per_second(
-    url: str, seconds: int, script: Path | None = None, connections: int = CONNECTIONS
-) -> float:
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What one run of wrk came to."""
+
+    rate: float
+    """Requests a second."""
+    requests: int
+    processor: float
+    """Nanoseconds that the service's threads ran, for a request."""
+
+
+def processor_time(pid: int) -> int:
+    """Nanoseconds that the threads of a process have run; those that ended are not in it."""
+    return sum(int(task.read_text().split()[0]) for task in Path(f"/proc/{pid}/task").glob("*/schedstat"))
+
+
+def run_wrk(
+    service: Service, path: str, seconds: int, script: Path | None = None, connections: int = CONNECTIONS
+) -> Run:
     """One run of wrk, by a script of its own if one is given; raises if a request failed."""
+    url = service.url + path
+    before = processor_time(service.pid)
     command = [
         "wrk",
         "-t1",
@@ -115,23 +137,24 @@ def requests_per_second(
     result = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     if "Non-2xx" in result or "Socket errors" in result:
         raise SystemExit(f"{url}: requests failed\n{result}")
-    match = re.search(r"Requests/sec:\s+([\d.]+)", result)
+    match = re.search(r"(\d+) requests in (?s:.*)Requests/sec:\s+([\d.]+)", result)
     assert match is not None
-    return float(match[1])
+    requests = int(match[1])
+    return Run(float(match[2]), requests, (processor_time(service.pid) - before) / requests)
 
 
 def take_turns(
-    title: str, urls: Mapping[str, str], rounds: int, measure: Callable[[str], float]
-) -> dict[str, list[float]]:
+    title: str, services: Mapping[str, Service], rounds: int, measure: Callable[[Service], T]
+) -> dict[str, list[T]]:
     """One figure of each copy and round, by name; once before that to no end."""
-    for url in urls.values():
-        measure(url)
-    figures: dict[str, list[float]] = {name: [] for name in urls}
+    for service in services.values():
+        measure(service)
+    figures: dict[str, list[T]] = {name: [] for name in services}
     for number in range(rounds):
         print(f"\r{title}: round {number + 1} of {rounds}", end="", file=sys.stderr, flush=True)
         # Every other round backwards, so that what drifts hits all alike.
-        for name in urls if number % 2 else reversed(list(urls)):
-            figures[name].append(measure(urls[name]))
+        for name in services if number % 2 else reversed(list(services)):
+            figures[name].append(measure(services[name]))
     print("\r\033[K", end="", file=sys.stderr)
     return figures
 
@@ -149,15 +172,15 @@ def show(title: str, unit: str, figures: Mapping[str, list[float]]) -> None:
 
 
 def compare(
-    title: str, urls: Mapping[str, str], rounds: int, seconds: int, rate: Callable[[str, int], float]
+    title: str, services: Mapping[str, Service], rounds: int, run: Callable[[Service], Run]
 ) -> dict[str, list[float]]:
-    """Loads copies of a service by turns, and prints and returns their requests a second.
-
-    ``urls`` are by name. ``rate`` gives the requests a second of one run at a URL, of so many seconds.
-    """
-    figures = take_turns(title, urls, rounds, lambda url: rate(url, seconds))
-    show(title, "req/s", figures)
-    return figures
+    """Loads copies of a service, by name, in turns; prints what came of it; returns requests a second."""
+    runs = take_turns(title, services, rounds, run)
+    rates = {name: [one.rate for one in of_copy] for name, of_copy in runs.items()}
+    show(f"{title}: throughput", "req/s", rates)
+    processor = {name: [one.processor for one in of_copy] for name, of_copy in runs.items()}
+    show(f"{title}: processor time of the service", "ns", processor)
+    return rates
 
 
 def build_paced(folder: Path) -> Path:
@@ -168,11 +191,10 @@ def build_paced(folder: Path) -> Path:
     return program
 
 
-def p99(program: Path, url: str, method: str, rate: float, seconds: int) -> float:
+def p99(program: Path, service: Service, case: Case, rate: float, seconds: int) -> float:
     """Microseconds, of one run at a rate; raises if a request failed."""
-    place = urlsplit(url)
-    target = place.path + (f"?{place.query}" if place.query else "")
-    command = [str(program), place.hostname or "", str(place.port), method, target, f"{rate:.0f}"]
+    host, port = service.address.rsplit(":", 1)
+    command = [str(program), host, port, case.method, case.path, f"{rate:.0f}"]
     output = subprocess.run(
         [*command, str(seconds), str(CONNECTIONS)], check=True, capture_output=True, text=True
     ).stdout
@@ -185,18 +207,13 @@ def measure_case(name: str, rounds: int, seconds: int, folder: Path) -> None:
     script = folder / "method.lua"
     script.write_text(f'wrk.method = "{case.method}"\n')
     program = build_paced(folder)
-    with running(case, folder) as places:
-        urls = {copy: place + case.path for copy, place in places.items()}
-        rates = compare(
-            f"{name}: throughput",
-            urls,
-            rounds,
-            seconds,
-            lambda url, length: requests_per_second(url, length, script),
-        )
+    with running(case, folder) as services:
+        rates = compare(name, services, rounds, lambda service: run_wrk(service, case.path, seconds, script))
         fixed = FIXED_RATE * min(median(of_copy) for of_copy in rates.values())
         title = f"{name}: p99 at {fixed:.0f} requests a second"
-        late = take_turns(title, urls, rounds, lambda url: p99(program, url, case.method, fixed, seconds))
+        late = take_turns(
+            title, services, rounds, lambda service: p99(program, service, case, fixed, seconds)
+        )
         show(title, "us", late)
 
 
@@ -210,15 +227,15 @@ def measure_hits(rounds: int, seconds: int, folder: Path) -> None:
         print(f"  uprobe {measure_uprobe(bpf, ctypes.CDLL(None).wctob) or 0:23.1f}")
     case = CASES["ten spans"]
 
-    def nanoseconds_of_a_root(url: str) -> float:
+    def nanoseconds_of_a_root(service: Service) -> float:
         with_roots, without = (
-            1e9 / requests_per_second(f"{url}/many/1?spans={number}", seconds, connections=1)
+            1e9 / run_wrk(service, f"/many/1?spans={number}", seconds, connections=1).rate
             for number in (ROOTS, 0)
         )
         return (with_roots - without) / ROOTS
 
-    with running(case, folder) as urls:
-        figures = take_turns("a root", urls, rounds, nanoseconds_of_a_root)
+    with running(case, folder) as services:
+        figures = take_turns("a root", services, rounds, nanoseconds_of_a_root)
     bare = figures["bare"]
     print("a root in a service, ns: in all, and more than in a bare copy")
     for name, of_copy in figures.items():
