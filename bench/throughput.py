@@ -11,7 +11,7 @@ A figure is the median over the rounds; a ratio is to the first bare copy in the
   call, what code inside the target and a uprobe cost each by themselves.
 - throughput: wrk at saturation, which takes the processors that the agent's export and wrk itself do not.
 - processor time: what the service's own threads took for a request in those runs, with all that runs in them:
-  probes, stops, the kernel. A ratio of 1.05 is a throughput of 0.95 where the agent has a processor to itself.
+  probes, stops, the kernel. 1.05 of it is a throughput of 0.95 where the agent has a processor to itself.
 - latency: p99 at a fixed rate, 0.4 of the throughput of the slowest copy; from the moment at which each
   request was due.
 

@@ -131,6 +131,7 @@ class Target:
     links: list[tuple[Probe, Link]] = field(default_factory=list)
     task_links: list[Link] = field(default_factory=list)
     wake_links: list[Link] = field(default_factory=list)
+    follows_wakes: bool = False
     wakes_until: float = math.inf
     pidfd: int = -1
     ended: bool = False
@@ -354,7 +355,7 @@ class Agent:
         points = [
             point
             for point in target.plan.points_of(group)
-            if writer is None or not writer.runs_at(point.taken)
+            if writer is None or not writer.runs_at(point.address)
         ]
         for _, link in self._attach(target, points):
             links.append(link)
@@ -363,6 +364,11 @@ class Agent:
         """Uprobes in place of what followed tasks inside the target."""
         detach_all(target.task_links)
         self._attach_group(target, tokio_tasks.INSTRUMENTATION, target.task_links)
+        if target.follows_wakes:
+            until = target.wakes_until
+            self._leave_wakes(target)
+            self._follow_wakes(target)
+            target.wakes_until = until
 
     def _attach(self, target: Target, points: Sequence[AttachPoint]) -> Iterator[tuple[Probe, Link]]:
         """Attaches programs one after the other, each to all of its points."""
@@ -372,7 +378,7 @@ class Agent:
                 yield probe, link
 
     def _follow_wakes(self, target: Target) -> None:
-        if target.wake_links:
+        if target.follows_wakes:
             return
         try:
             self._follow(target, tokio_tasks.WAKES, target.wake_links)
@@ -381,12 +387,15 @@ class Agent:
             if is_running(target.pid):
                 self._say(f"pid {target.pid}: {_LOST_WITHOUT[tokio_tasks.WAKES.name]}: {error.message}")
             return
-        if target.wake_links:
+        if target.plan.points_of(tokio_tasks.WAKES):
             # Only now: of what was missed before, nothing is concluded.
+            _forget_wakes(target.spans)
             _say_wakes_are_followed(target.spans, since=_WAKES_NONE_YET)
+            target.follows_wakes = True
 
     def _leave_wakes(self, target: Target) -> None:
         target.wakes_until = math.inf
+        target.follows_wakes = False
         _say_wakes_are_followed(target.spans, since=0)
         detach_all(target.wake_links)
 
@@ -768,6 +777,10 @@ def _inline_probes(plan: Plan, image: Path) -> list[inline_writer.InlineProbe]:
             taken = find_increment(file, point.function, point.taken) if point.taken is not None else ""
             if not isinstance(taken, str):
                 probes.append(inline_writer.InlineProbe(point.probe.program, taken, point.cookie))
+        for point in plan.points_of(tokio_tasks.WAKES)[: inline_writer.PLACES_AT_ENTRIES]:
+            entry = find_entry(file, point.function)
+            if not isinstance(entry, str):
+                probes.append(inline_writer.InlineProbe(point.probe.program, entry))
     return probes
 
 
@@ -860,6 +873,12 @@ def _u32(number: int) -> bytes:
 def _say_wakes_are_followed(spans: BpfMap, *, since: int) -> None:
     """struct wakes_followed of a target: tokio_tasks puts in the first task that is spawned from then on."""
     spans.set(_u32(events.SharedPlace.WAKES), since.to_bytes(8, "little").ljust(spans.value_size, b"\0"))
+
+
+def _forget_wakes(spans: BpfMap) -> None:
+    """Of wakes that were followed before, and not since."""
+    for element in range(events.SharedPlace.WAKE_BUCKETS, events.SharedPlace.ELEMENTS):
+        spans.set(_u32(element), bytes(spans.value_size))
 
 
 def _delete_of_pid(bpf_map: BpfMap, pid: Pid, unpack: Callable[[bytes], tuple[int, ...]], index: int) -> None:

@@ -59,6 +59,11 @@ class AttachPoint:
     cookie: int = 0
     taken: VirtAddr | None = None
 
+    @property
+    def address(self) -> VirtAddr:
+        """Where in the image a jump would stand in its place."""
+        return self.function.address if self.taken is None else self.taken
+
 
 @dataclass(frozen=True, slots=True)
 class ProbePlan:

@@ -49,9 +49,6 @@ void host_register_maps(void)
 	MAP(late_ids);
 	MAP(builds);
 	MAP(stop_requests);
-	MAP(wake_records);
-	MAP(driver_wakes);
-	MAP(event_drivers);
 	host_map_add("events", &events, ELEMENTS(events.type), ELEMENTS(events.max_entries), 0, 0);
 	host_map_add("spans_in_progress", &spans_in_progress, ELEMENTS(spans_in_progress.type),
 		     ELEMENTS(spans_in_progress.max_entries), sizeof(__u32), sizeof(void *));

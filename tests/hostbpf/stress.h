@@ -10,10 +10,6 @@
 
 #include "spans_in_progress.h"
 
-#define BUCKETS 2
-
-static struct span_bucket buckets[BUCKETS];
-
 static __attribute__((noreturn)) void fail(const char *what)
 {
 	fprintf(stderr, "%s: %s\n", __BASE_FILE__, what);
@@ -32,6 +28,12 @@ static void add(__u64 *sum, __u64 number)
 {
 	__atomic_fetch_add(sum, number, __ATOMIC_RELAXED);
 }
+
+#ifndef STRESS_WITHOUT_SLOTS
+
+#define BUCKETS 2
+
+static struct span_bucket buckets[BUCKETS];
 
 static struct span_bucket *bucket_of(__u64 key)
 {
@@ -53,5 +55,7 @@ static bool exchange_key(struct span_slot *slot, __u64 old, __u64 new)
 {
 	return __sync_val_compare_and_swap(&slot->key, old, new) == old;
 }
+
+#endif
 
 #endif

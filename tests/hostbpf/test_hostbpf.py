@@ -31,7 +31,7 @@ def tests(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("sanitizers", ["thread", "address,undefined"])
-@pytest.mark.parametrize("table", ["spans", "handed_on"])
+@pytest.mark.parametrize("table", ["spans", "handed_on", "wakes"])
 def test_shared_tables_under_threads(tmp_path: Path, sanitizers: str, table: str) -> None:
     """Those who write, those who take away what is another's, and readers, three seconds long."""
     stress = build((f"stress_{table}.c",), sanitizers, tmp_path / "stress")

@@ -346,6 +346,19 @@ static void wake(__u64 waker, __u64 woken)
 	host_unmap_memory(&header);
 }
 
+static unsigned int wake_records(void)
+{
+	unsigned int found = 0;
+
+	for (__u32 i = 0; i < 1 << WAKE_BUCKETS_LOG2; i++) {
+		const struct wake_bucket *bucket = host_shared_element(PID, SHARED_WAKE_BUCKETS + i);
+
+		for (int j = 0; j < WAKE_BUCKET; j++)
+			found += bucket->keys[j] != 0;
+	}
+	return found;
+}
+
 static void follow_wakes(__u64 since)
 {
 	host_map_memory(&vtable, sizeof(vtable));
@@ -411,8 +424,9 @@ TEST(a_driver_that_sends_for_nobody)
 	CHECK_EQUAL(host_cause_by_tasks(PID, driver, DRIVER, &found), CAUSE_NONE);
 	CHECK_EQUAL(host_count(COUNT_CAUSE_UNKNOWN), 0);
 	/* What such a task wakes is no driver, as long as nothing else says so. */
+	CHECK_EQUAL(wake_records(), 1);
 	wake(99, driver + 1);
-	CHECK_EQUAL(host_map_count("wake_records"), 0);
+	CHECK_EQUAL(wake_records(), 1);
 }
 
 TEST(drivers_are_not_forgotten_for_other_tasks_that_are_woken)
@@ -442,7 +456,7 @@ TEST(wakes_say_nothing_before_all_are_followed)
 	start();
 	request_in(21, FD + 1);
 	wake(21, driver);
-	CHECK_EQUAL(host_map_count("wake_records"), 0);
+	CHECK_EQUAL(wake_records(), 0);
 	follow_wakes(0);
 	wake(21, driver); /* older than that: others may have woken it before */
 	CHECK_EQUAL(host_cause_by_tasks(PID, driver, DRIVER, &found), CAUSE_UNKNOWN);
@@ -525,11 +539,11 @@ TEST(a_worker_thread_that_was_started_in_a_request_wakes_by_events)
 	request_in(21, FD + 1);
 	host_spawns(worker);
 	wake(worker, driver);
-	CHECK_EQUAL(host_map_count("wake_records"), 1);
+	CHECK_EQUAL(wake_records(), 1);
 	host_tokio_task(worker);
 	sys_epoll_wait(0);
 	wake(worker, driver + 1);
-	CHECK_EQUAL(host_map_count("wake_records"), 1);
+	CHECK_EQUAL(wake_records(), 1);
 }
 
 TEST(what_is_woken_must_look_like_a_task)
@@ -558,7 +572,7 @@ TEST(what_is_woken_must_look_like_a_task)
 	host_wakes(&header);
 	header.vtable = NULL;
 	host_wakes(&header);
-	CHECK_EQUAL(host_map_count("wake_records"), 0);
+	CHECK_EQUAL(wake_records(), 0);
 	CHECK_EQUAL(host_count(COUNT_READ_FAULT), 1);
 }
 
@@ -644,7 +658,7 @@ static void check_rule(const int *wakes, int previous, bool is_open, bool backwa
 		before[i] = previous >> i & 1;
 	wake_record_by(&record, before, backwards);
 	wakes_use(&record, -CAUSE_UNKNOWN);
-	wakes_reset(&record, false);
+	wakes_reset(&record, false, 0);
 	record.is_open = is_open;
 	wake_record_by(&record, wakes, backwards);
 	found = wakes_cause(&record);
@@ -688,7 +702,7 @@ TEST(a_response_with_a_body_leaves_wakes_behind)
 
 	wakes_note(&record, &a, &a);
 	wakes_use(&record, wakes_cause(&record));
-	wakes_reset(&record, true);
+	wakes_reset(&record, true, 0);
 	wakes_note(&record, &a, &a); /* may be a late one, by who reads the body */
 	CHECK_EQUAL(wakes_cause(&record), -CAUSE_UNKNOWN);
 	wakes_note(&record, &a, &a);
@@ -704,7 +718,7 @@ TEST(wakes_after_an_unknown_request_say_whose_it_can_have_been)
 	wakes_note(&record, &b, &b);
 	wakes_use(&record, wakes_cause(&record));
 	CHECK_EQUAL(record.is_unknown, 1);
-	wakes_reset(&record, false);
+	wakes_reset(&record, false, 0);
 	wakes_note(&record, &a, &a); /* one of the two, late */
 	CHECK_EQUAL(wakes_cause(&record), -CAUSE_UNKNOWN);
 	wakes_note(&record, &c, &c);
@@ -723,7 +737,7 @@ TEST(more_than_can_be_kept_of_a_previous_exchange)
 	}
 	wakes_use(&record, wakes_cause(&record));
 	CHECK_EQUAL(record.is_open, 1);
-	wakes_reset(&record, false);
+	wakes_reset(&record, false, 0);
 	wakes_note(&record, &x, &x);
 	CHECK_EQUAL(wakes_cause(&record), -CAUSE_UNKNOWN);
 	wakes_note(&record, &x, &x);
@@ -734,27 +748,148 @@ TEST(more_contexts_than_are_kept_say_nothing)
 {
 	struct wake_record record = {};
 
-	wakes_reset(&record, false);
+	wakes_reset(&record, false, 0);
 	for (int i = 0; i <= WAKE_CONTEXTS; i++) {
 		struct span_frame server = {.span_id = 1}, active = {.span_id = 10 + i};
 
 		wakes_note(&record, &server, &active);
 	}
 	CHECK_EQUAL(wakes_cause(&record), -CAUSE_UNKNOWN);
-	wakes_reset(&record, false);
+	wakes_reset(&record, false, 0);
 	CHECK_EQUAL(wakes_cause(&record), -CAUSE_NONE);
 }
 
-TEST(a_wake_that_is_being_noted_says_nothing_yet)
-{
-	struct wake_record record = {};
-	struct span_frame server = {.span_id = 1};
+/* ---- the records */
 
-	wakes_reset(&record, false);
-	record.contexts[0].wakes = WAKE_BEING_NOTED;
-	wakes_note(&record, &server, &server);
-	CHECK_EQUAL(record.contexts[1].wakes, 1);
-	CHECK_EQUAL(wakes_cause(&record), -CAUSE_UNKNOWN);
-	record.contexts[0] = record.contexts[1]; /* two entries of one context */
-	CHECK(wakes_cause(&record) >= 0);
+static struct wake_bucket bucket;
+
+static int enter(__u64 task, bool adds, bool is_followed, struct wakes_entry *entry)
+{
+	*entry = (struct wakes_entry){.adds = adds, .is_followed = is_followed};
+	return wakes_enter(&bucket, task, entry);
+}
+
+static struct wake_record *entered(__u64 task, bool is_followed)
+{
+	struct wakes_entry entry;
+	int at = enter(task, true, is_followed, &entry);
+
+	CHECK(at >= 0);
+	CHECK_EQUAL(bucket.keys[at], task);
+	CHECK_EQUAL(bucket.records[at].sequence & 1, 1);
+	return &bucket.records[at];
+}
+
+static struct wake_record *left(__u64 task, bool is_followed)
+{
+	struct wake_record *record = entered(task, is_followed);
+
+	wakes_leave(record);
+	CHECK_EQUAL(record->sequence & 1, 0);
+	return record;
+}
+
+TEST(a_record_is_made_once)
+{
+	struct wakes_entry entry;
+	struct wake_record *record;
+
+	bucket = (struct wake_bucket){};
+	CHECK_EQUAL(enter(5, false, true, &entry), WAKES_ABSENT);
+	record = left(5, true);
+	CHECK_EQUAL(record->is_complete, 1);
+	CHECK_EQUAL(record->is_open, 0);
+	CHECK(left(5, false) == record);
+	CHECK_EQUAL(record->is_complete, 1);
+	CHECK_EQUAL(left(6, false)->is_complete, 0);
+	CHECK_EQUAL(left(6, false)->is_open, 1);
+}
+
+TEST(a_driver_is_the_last_whose_record_goes_to_another_task)
+{
+	struct wakes_entry entry;
+
+	bucket = (struct wake_bucket){};
+	left(10, true)->is_driver = 1;
+	for (__u64 task = 11; task < 40; task++)
+		CHECK_EQUAL(left(task, true)->is_complete, 1);
+	CHECK(enter(10, false, false, &entry) >= 0);
+	wakes_leave(&bucket.records[wakes_find(&bucket, 10)]);
+	/* Of a task up to the last that was forgotten, nobody knows whether it was, too. */
+	CHECK_EQUAL(bucket.doubtful, 36);
+	CHECK_EQUAL(left(36, true)->is_complete, 0);
+	for (int i = 0; i < WAKE_BUCKET; i++)
+		bucket.records[i].is_driver = 1;
+	CHECK_EQUAL(left(40, true)->is_complete, 1);
+}
+
+TEST(a_wake_that_finds_somebody_at_the_record_is_known_to_be_missed)
+{
+	struct span_frame frame = {.span_id = 1};
+	struct wake_record *record;
+	struct wakes_entry entry;
+
+	bucket = (struct wake_bucket){};
+	record = entered(5, true);
+	wakes_note(record, &frame, &frame);
+	CHECK(wakes_cause(record) >= 0);
+	CHECK_EQUAL(enter(5, true, true, &entry), WAKES_BUSY);
+	CHECK_EQUAL(wakes_cause(record), -CAUSE_UNKNOWN);
+	wakes_leave(record);
+	/* That is over with the response, but for those that come while it is looked at. */
+	CHECK(enter(5, false, false, &entry) >= 0);
+	wakes_reset(record, false, entry.missed);
+	wakes_leave(record);
+	CHECK_EQUAL(wakes_cause(record), -CAUSE_NONE);
+	CHECK(enter(5, false, false, &entry) >= 0);
+	record->missed++;
+	wakes_reset(record, false, entry.missed);
+	wakes_leave(record);
+	CHECK_EQUAL(wakes_cause(record), -CAUSE_UNKNOWN);
+}
+
+TEST(a_wake_that_finds_no_room_is_known_to_be_missed)
+{
+	struct wakes_entry entry;
+
+	bucket = (struct wake_bucket){};
+	for (__u64 task = 1; task <= WAKE_BUCKET; task++)
+		entered(task, true);
+	CHECK_EQUAL(enter(9, true, true, &entry), WAKES_BUSY);
+	for (int i = 0; i < WAKE_BUCKET; i++)
+		wakes_leave(&bucket.records[i]);
+	CHECK_EQUAL(left(9, true)->is_complete, 0);
+	CHECK_EQUAL(left(10, true)->is_complete, 1);
+
+	bucket.sequence++; /* somebody adds one */
+	CHECK_EQUAL(enter(20, true, true, &entry), WAKES_BUSY);
+	bucket.sequence++;
+	CHECK_EQUAL(left(20, true)->is_complete, 0);
+	CHECK_EQUAL(left(21, true)->is_complete, 1);
+}
+
+TEST(a_record_is_removed_with_its_connection)
+{
+	bucket = (struct wake_bucket){};
+	left(5, true);
+	left(6, true);
+	wakes_remove(&bucket, 5);
+	wakes_remove(&bucket, 7);
+	CHECK_EQUAL(wakes_find(&bucket, 5), WAKES_ABSENT);
+	CHECK(wakes_find(&bucket, 6) >= 0);
+	CHECK_EQUAL(left(5, true)->is_complete, 0);
+}
+
+TEST(who_waits_for_events_is_forgotten_by_age)
+{
+	static struct event_drivers all;
+	unsigned int kept = 0;
+
+	for (__u64 key = 1; key <= 10000; key++) {
+		event_drivers_add(&all, key);
+		CHECK(event_drivers_have(&all, key));
+	}
+	for (__u64 key = 1; key <= 10000; key++)
+		kept += event_drivers_have(&all, key);
+	CHECK_EQUAL(kept, sizeof(all.keys) / sizeof(__u64));
 }

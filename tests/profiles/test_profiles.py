@@ -38,7 +38,7 @@ def test_everything_is_found(executable: Path) -> None:
     assert report.plan.facts.task_id.confirmed
     for plan in report.plan.probes:
         assert plan.reason is None
-        assert bool(plan.points) == (plan.probe.place is not Place.TRACEPOINT)
+        assert bool(plan.points) == (plan.probe.place not in (Place.TRACEPOINT, Place.SOCKETS))
     assert (report.verdict, report.verdict_reason) == (Verdict.JOINED, "by tokio task")
 
 

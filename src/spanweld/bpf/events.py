@@ -112,7 +112,9 @@ class SharedPlace(IntEnum):
     OPEN = 1058
     LISTED = 1090
     EDGES = 1154
-    ELEMENTS = 1410
+    WAKE_BUCKETS = 1410
+    EVENT_DRIVERS = 1922
+    ELEMENTS = 1923
 
 
 class HttpMethod(IntEnum):
@@ -213,6 +215,7 @@ class InlinePlace(IntEnum):
     GUARD = 65536
     AREA = 69632
     SPANS = 5857280
+    WOKEN = 1024
     TARGET = 2048
     COUNTERS = 3072
     IN_FLIGHT = 4096
@@ -230,6 +233,7 @@ class InlineSize(IntEnum):
     CELLS = 64
     RECORDS = 8192
     THREADS = 256
+    STUBS = 4
 
 
 class InlineOperation(IntEnum):

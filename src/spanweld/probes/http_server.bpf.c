@@ -851,6 +851,8 @@ GLOBAL int end_connection(struct connection *c, struct connection_key *key)
 	/* A response that lasts until the close is complete now. */
 	finish(c, c->out.status, c->out.state == BODY_UNTIL_CLOSE ? END_RESPONSE : queued.ended_by);
 	forget_request_out(c);
+	if (queued.is_client && c->user && !c->is_shared)
+		forget_wakes(c->pid, c->user);
 	/* Of a request whose head was never complete. */
 	drop_carried(c->pid, &c->requests[(c->active ^ 1) & 1]);
 	queued.key.connection = *key;

@@ -90,20 +90,20 @@ int tokio_task_spawned(struct pt_regs *ctx)
 	return task_spawned(ctx, bpf_get_attach_cookie(ctx));
 }
 
-/* The id of a task, 0 if what is at an address does not look like one. */
-static __always_inline __u64 task_id_at(__u64 header)
+/* The id of a task, 0 if what is at an address does not look like one. `is_proven`: such have always been there. */
+static __always_inline __u64 task_id_at(__u64 header, bool is_proven)
 {
 	__u64 vtable, distances[3], id; /* of trailer, scheduler, id */
 
-	if (bpf_probe_read_user(&vtable, sizeof(vtable), (void *)(header + HEADER_VTABLE)) ||
-	    bpf_probe_read_user(distances, sizeof(distances), (void *)(vtable + VTABLE_DISTANCES))) {
+	if (read_task(&vtable, sizeof(vtable), (void *)(header + HEADER_VTABLE), is_proven) ||
+	    read_task(distances, sizeof(distances), (void *)(vtable + VTABLE_DISTANCES), is_proven)) {
 		count(COUNT_READ_FAULT);
 		return 0;
 	}
 	if (distances[1] < DISTANCE_MIN || distances[1] > distances[2] || distances[2] >= DISTANCE_MAX ||
 	    distances[2] >= distances[0])
 		return 0;
-	if (bpf_probe_read_user(&id, sizeof(id), (void *)(header + distances[2]))) {
+	if (read_task(&id, sizeof(id), (void *)(header + distances[2]), is_proven)) {
 		count(COUNT_READ_FAULT);
 		return 0;
 	}
@@ -111,11 +111,10 @@ static __always_inline __u64 task_id_at(__u64 header)
 }
 
 /* rdi = the header of the task that is woken. */
-SEC("uprobe")
-int tokio_wake(struct pt_regs *ctx)
+static __always_inline int task_woken(const struct pt_regs *ctx, bool is_proven)
 {
+	__u64 header = READ_REGISTER(ctx, di), key, woken;
 	struct active_spans found = {};
-	__u64 header = ctx->di, key, woken;
 	__u32 pid;
 	struct target *target = current_target(&pid);
 
@@ -128,10 +127,16 @@ int tokio_wake(struct pt_regs *ctx)
 		if (!found.is_set)
 			found.server.span_id = found.active.span_id = WAKE_BY_NOBODY;
 	}
-	woken = task_id_at(header);
+	woken = task_id_at(header, is_proven);
 	if (woken && woken != key)
 		note_wake(pid, woken, &found);
 	return 0;
+}
+
+SEC("uprobe")
+int tokio_wake(struct pt_regs *ctx)
+{
+	return task_woken(ctx, false);
 }
 
 /*

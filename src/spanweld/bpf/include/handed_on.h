@@ -34,6 +34,7 @@
 #define OPEN_BUCKETS_LOG2 10
 #define LISTED_BUCKETS_LOG2 11
 #define EDGE_BUCKETS_LOG2 10
+#define WAKE_BUCKETS_LOG2 9
 #define REQUEST_SLOTS_MAX 256 /* slots of one request */
 
 struct open_request {
@@ -119,7 +120,10 @@ enum shared_place {
 	SHARED_OPEN, /* struct open_buckets */
 	SHARED_LISTED = SHARED_OPEN + (1 << OPEN_BUCKETS_LOG2) / OPEN_BUCKETS_EACH, /* struct listed_buckets */
 	SHARED_EDGES = SHARED_LISTED + (1 << LISTED_BUCKETS_LOG2) / LISTED_BUCKETS_EACH, /* struct edge_buckets */
-	SHARED_ELEMENTS = SHARED_EDGES + (1 << EDGE_BUCKETS_LOG2) / EDGE_BUCKETS_EACH,
+	/* Of task_edges.h: */
+	SHARED_WAKE_BUCKETS = SHARED_EDGES + (1 << EDGE_BUCKETS_LOG2) / EDGE_BUCKETS_EACH, /* struct wake_bucket */
+	SHARED_EVENT_DRIVERS = SHARED_WAKE_BUCKETS + (1 << WAKE_BUCKETS_LOG2), /* struct event_drivers */
+	SHARED_ELEMENTS,
 };
 
 SPANS_INLINE __u32 open_bucket_of(__u64 server_span_id)

@@ -22,7 +22,9 @@ enum inline_place {
 	INLINE_PLACE_GUARD = 0x10000, /* what lies before is code */
 	INLINE_PLACE_AREA = 0x11000,
 	INLINE_PLACE_SPANS = 0x596000,
-	INLINE_PLACE_TARGET = 0x800, /* in the area: struct target */
+	INLINE_PLACE_WOKEN =
+		0x400, /* in the area: __u32 [INLINE_SIZE_STUBS], how far each has shown what it is given */
+	INLINE_PLACE_TARGET = 0x800, /* struct target */
 	INLINE_PLACE_COUNTERS = 0xc00, /* __u64 [COUNT_MAX], as in the map `counters` */
 	INLINE_PLACE_IN_FLIGHT = 0x1000, /* INLINE_CELLS counts of calls under way, a cache line each */
 	INLINE_PLACE_RING = 0x2000, /* struct inline_ring */
@@ -37,6 +39,7 @@ enum inline_size {
 	INLINE_SIZE_CELLS = 64,
 	INLINE_SIZE_RECORDS = 8192,
 	INLINE_SIZE_THREADS = 256,
+	INLINE_SIZE_STUBS = 4, /* of a program that is entered where functions begin */
 };
 
 /* The agent's lock and what a later agent needs to clean up behind one that died. */

@@ -12,6 +12,8 @@
 #define IN_TARGET 0
 /* Reads what the address of was read itself. */
 #define read_far(to, size, from) bpf_probe_read_user(to, size, from)
+/* Of one of tokio's tasks. */
+#define read_task(to, size, from, is_proven) ((void)(is_proven), bpf_probe_read_user(to, size, from))
 /* Of the running thread. */
 #define thread_pointer() ((__u64)bpf_get_current_task_btf()->thread.fsbase)
 /* The thread id is at hand: nothing to be spared. */

@@ -10,43 +10,6 @@
 #include "maps.bpf.h"
 #include "task_edges.h"
 
-/* A task or thread of any target. */
-struct any_task_key {
-	__u64 task_key;
-	__u32 pid;
-	__u32 pad;
-};
-
-/*
- * Written by tokio_tasks for each task that is woken where a span is active, while wakes are followed: any may
- * turn out to be a driver.
- */
-struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 4096);
-	__type(key, struct any_task_key);
-	__type(value, struct wake_record);
-} wake_records SEC(".maps");
-
-/* The same of those that drive a connection: written here when they first send, or have read a response. */
-struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 8192);
-	__type(key, struct any_task_key);
-	__type(value, struct wake_record);
-} driver_wakes SEC(".maps");
-
-/*
- * Tasks and threads that have waited for events themselves, as a runtime's workers do: whom they wake is the
- * events' choice. Written while wakes are followed; forgotten by age.
- */
-struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 4096);
-	__type(key, struct any_task_key);
-	__type(value, __u8);
-} event_drivers SEC(".maps");
-
 static __always_inline struct handed_on *find_handed_on(void *tasks)
 {
 	return element_of(tasks, SHARED_HANDED_ON);
@@ -58,6 +21,11 @@ static __always_inline __u64 wakes_followed_since(__u32 pid)
 	struct wakes_followed *followed = shared_element(pid, SHARED_WAKES);
 
 	return followed ? *(volatile __u64 *)&followed->first : 0;
+}
+
+static __always_inline struct wake_bucket *find_wake_bucket(__u32 pid, __u64 task_key)
+{
+	return shared_element(pid, SHARED_WAKE_BUCKETS + wake_bucket_of(task_key));
 }
 
 static __always_inline struct edge_bucket *find_edge_bucket(__u32 pid, __u64 task_key)
@@ -328,55 +296,24 @@ static __always_inline void note_task_on_thread(__u32 pid, __u64 task_key)
 /* The running thread waits for events. */
 static __always_inline void note_wait(const struct target *target, __u32 pid)
 {
-	struct any_task_key key = {};
-	__u8 yes = 1;
+	struct event_drivers *all;
+	__u64 key;
 
 	if (count_thread_edges(pid))
 		forget_edge(pid, thread_key());
 	if (!wakes_followed_since(pid))
 		return;
-	key.task_key = current_task_key(target);
-	key.pid = pid;
-	if (!bpf_map_lookup_elem(&event_drivers, &key))
-		bpf_map_update_elem(&event_drivers, &key, &yes, BPF_ANY);
+	all = shared_element(pid, SHARED_EVENT_DRIVERS);
+	key = current_task_key(target);
+	if (all && !event_drivers_have(all, key))
+		event_drivers_add(all, key);
 }
 
 static __always_inline bool drives_events(__u32 pid, __u64 task_key)
 {
-	struct any_task_key key = {};
+	const struct event_drivers *all = shared_element(pid, SHARED_EVENT_DRIVERS);
 
-	key.task_key = task_key;
-	key.pid = pid;
-	return bpf_map_lookup_elem(&event_drivers, &key) != NULL;
-}
-
-static __always_inline struct wake_record *find_wakes(__u32 pid, __u64 task_key)
-{
-	struct any_task_key key = {};
-	struct wake_record *record;
-
-	key.task_key = task_key;
-	key.pid = pid;
-	record = bpf_map_lookup_elem(&driver_wakes, &key);
-	return record ? record : bpf_map_lookup_elem(&wake_records, &key);
-}
-
-/* The record of a task that drives a connection; NULL if it has none. */
-static __always_inline struct wake_record *find_driver_wakes(__u32 pid, __u64 task_key)
-{
-	struct any_task_key key = {};
-	struct wake_record *record;
-
-	key.task_key = task_key;
-	key.pid = pid;
-	record = bpf_map_lookup_elem(&driver_wakes, &key);
-	if (record)
-		return record;
-	record = bpf_map_lookup_elem(&wake_records, &key);
-	if (!record || bpf_map_update_elem(&driver_wakes, &key, record, BPF_ANY))
-		return NULL;
-	bpf_map_delete_elem(&wake_records, &key);
-	return bpf_map_lookup_elem(&driver_wakes, &key);
+	return all && event_drivers_have(all, task_key);
 }
 
 static __always_inline bool has_edge(__u32 pid, __u64 task_key)
@@ -386,84 +323,89 @@ static __always_inline bool has_edge(__u32 pid, __u64 task_key)
 	return bucket && edge_find(bucket, task_key) >= 0;
 }
 
-/* A record that has nothing in it. `is_open`: what came before it is not known. */
-static __always_inline struct wake_record *begin_wakes(void *map, struct any_task_key *key, bool is_complete,
-						       bool is_open)
-{
-	static const struct wake_record empty;
-	struct wake_record *record;
-
-	bpf_map_update_elem(map, key, &empty, BPF_NOEXIST);
-	record = bpf_map_lookup_elem(map, key);
-	if (record) {
-		record->is_complete = is_complete;
-		record->is_open = is_open;
-	}
-	return record;
-}
-
 /* Whether a task was spawned after its wakes were followed; none was before WAKES_NONE_YET. */
 static __always_inline bool is_followed(__u64 first, __u64 task_key)
 {
 	return task_key >= first && !(task_key & TASK_KEY_THREAD);
 }
 
+GLOBAL int bucket_enter_wakes(struct wake_bucket *bucket, __u64 task_key, struct wakes_entry *entry)
+{
+	return bucket && entry ? wakes_enter(bucket, task_key, entry) : WAKES_ABSENT;
+}
+
 /*
- * A task is woken by another one: in a context, or, with `waker` 0 as its server span, by one that works for
- * nobody, which counts too as soon as the task is known to be woken in others.
+ * A task is woken by another one: in a context, or, with WAKE_BY_NOBODY as its server span, by one that works for
+ * no request, which counts too as soon as the task is known to be woken in others.
  * Wakes only ever tell the cause of a driver's requests; no manual root is adopted by them.
  */
 GLOBAL int note_wake(__u32 pid, __u64 woken, struct active_spans *waker)
 {
 	__u64 first = wakes_followed_since(pid);
-	struct any_task_key key = {};
+	struct wake_bucket *bucket = find_wake_bucket(pid, woken);
+	struct wakes_entry entry = {};
 	struct wake_record *record;
-	bool followed;
+	int at;
 
-	if (!first || !waker)
+	if (!first || !waker || !bucket)
 		return 0;
-	record = find_wakes(pid, woken);
-	if (!record) {
-		/* Of a task that a request has spawned, it would be missed. */
-		if (waker->server.span_id == WAKE_BY_NOBODY && !has_edge(pid, woken))
-			return 0;
-		key.task_key = woken;
-		key.pid = pid;
-		followed = is_followed(first, woken);
-		record = begin_wakes(&wake_records, &key, followed, !followed);
-	}
-	if (record)
-		wakes_note(record, &waker->server, &waker->active);
+	/* Of a task that a request has spawned, it would be missed. */
+	entry.adds = waker->server.span_id != WAKE_BY_NOBODY || has_edge(pid, woken);
+	entry.is_followed = is_followed(first, woken);
+	at = bucket_enter_wakes(bucket, woken, &entry);
+	if (at < 0)
+		return 0;
+	record = &bucket->records[at & (WAKE_BUCKET - 1)];
+	wakes_note(record, &waker->server, &waker->active);
+	wakes_leave(record);
 	return 0;
 }
 
 /* A response was read to its end on the connection that a task drives: only wakes from now on count. */
 GLOBAL int reset_wakes(__u32 pid, __u64 driver, __u32 had_body)
 {
-	struct any_task_key key = {};
+	struct wake_bucket *bucket = find_wake_bucket(pid, driver);
+	struct wakes_entry entry = {.adds = 1}; /* what came before is not known */
 	struct wake_record *record;
+	int at;
 
-	if (!wakes_followed_since(pid))
+	if (!bucket || !wakes_followed_since(pid))
 		return 0;
-	record = find_driver_wakes(pid, driver);
-	if (record) {
-		wakes_reset(record, had_body);
+	at = bucket_enter_wakes(bucket, driver, &entry);
+	if (at < 0)
 		return 0;
-	}
-	key.task_key = driver;
-	key.pid = pid;
-	begin_wakes(&driver_wakes, &key, true, true);
+	record = &bucket->records[at & (WAKE_BUCKET - 1)];
+	record->is_driver = 1;
+	wakes_reset(record, had_body, entry.missed);
+	wakes_leave(record);
+	return 0;
+}
+
+/* The connection that a task drives is closed. */
+GLOBAL int forget_wakes(__u32 pid, __u64 driver)
+{
+	struct wake_bucket *bucket = find_wake_bucket(pid, driver);
+
+	if (bucket && wakes_followed_since(pid))
+		wakes_remove(bucket, driver);
 	return 0;
 }
 
 /* Whose request a driver sends, by its wakes, which that uses up: enum cause. */
 GLOBAL int take_wake_cause(__u32 pid, __u64 driver, struct active_spans *found)
 {
-	struct wake_record *record = find_driver_wakes(pid, driver);
-	int cause;
+	struct wake_bucket *bucket = find_wake_bucket(pid, driver);
+	struct wakes_entry entry = {};
+	struct wake_record *record;
+	int at, cause;
 
-	if (!record || !found)
+	if (!bucket || !found || !wakes_followed_since(pid))
 		return CAUSE_NONE;
+	at = bucket_enter_wakes(bucket, driver, &entry);
+	if (at < 0)
+		return at == WAKES_ABSENT ? CAUSE_NONE : CAUSE_UNKNOWN;
+	record = &bucket->records[at & (WAKE_BUCKET - 1)];
+	record->is_driver = 1;
 	cause = wakes_cause(record);
 	if (cause >= 0 && cause < WAKE_CONTEXTS) {
 		found->server = record->contexts[cause & (WAKE_CONTEXTS - 1)].server;
@@ -472,6 +414,7 @@ GLOBAL int take_wake_cause(__u32 pid, __u64 driver, struct active_spans *found)
 		found->is_set = 1;
 	}
 	wakes_use(record, cause);
+	wakes_leave(record);
 	if (cause >= 0 && found->server.span_id == WAKE_BY_NOBODY)
 		return CAUSE_NOBODY;
 	return cause >= 0 ? CAUSE_FOUND : -cause;
@@ -487,25 +430,25 @@ enum sender {
 /* A driver sends what its spawner caused. */
 GLOBAL int note_first_cause(__u32 pid, __u64 driver, struct active_spans *found)
 {
+	struct wake_bucket *bucket = find_wake_bucket(pid, driver);
+	struct wakes_entry entry = {.adds = 1, .is_followed = 1};
 	struct wake_context context = {};
-	struct any_task_key key = {};
 	struct wake_record *record;
+	int at;
 
-	if (!found || !wakes_followed_since(pid))
+	if (!bucket || !found || !wakes_followed_since(pid))
 		return 0;
-	record = find_driver_wakes(pid, driver);
-	if (!record) {
-		key.task_key = driver;
-		key.pid = pid;
-		record = begin_wakes(&driver_wakes, &key, true, false);
-	}
-	if (!record)
+	at = bucket_enter_wakes(bucket, driver, &entry);
+	if (at < 0)
 		return 0;
 	context.server = found->server;
 	context.active = found->active;
+	record = &bucket->records[at & (WAKE_BUCKET - 1)];
+	record->is_driver = 1;
 	record->is_unknown = 0;
 	record->nr_previous = 0;
 	wakes_add_previous(record, &context);
+	wakes_leave(record);
 	return 0;
 }
 

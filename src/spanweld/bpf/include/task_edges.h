@@ -1,6 +1,8 @@
 /*
  * What caused a request that a connection driver sends: a task that reads and writes for others, as
- * hyper's does. Pure rules, for BPF programs and for tests on the host, included like spans_in_progress.h.
+ * hyper's does. For BPF programs, for code inside the target, and for tests on the host, included like
+ * spans_in_progress.h. The rules first; then the records that they are about, behind what handed_on.h has in
+ * the target's own map.
  *
  * A driver is woken by whoever hands it a request; but also by those whose request is done with (a body
  * that was read, a connection given back), perhaps after the next one has been handed over, and sometimes
@@ -22,12 +24,11 @@
 #ifndef SPANWELD_TASK_EDGES_H
 #define SPANWELD_TASK_EDGES_H
 
-#include "spans_in_progress.h"
+#include "handed_on.h"
 
 #define WAKE_CONTEXTS 8 /* more of them say nothing */
 #define WAKE_BY_NOBODY                                                                                            \
 	1 /* server span id of a task that works for no request; those of requests have the top bit */
-#define WAKE_BEING_NOTED (1U << 31) /* in `wakes`: the frames are not there yet */
 
 struct wake_context {
 	struct span_frame server;
@@ -58,11 +59,9 @@ struct wake_tally {
 	__u32 spans;
 	__u32 same_spans;
 	__u32 repeated; /* a request of the previous exchange woke the driver twice */
-	__u32 being_noted;
 	__u32 wakes;
 	__s32 chosen;
 	__s32 same;
-	__u32 pad;
 };
 
 /* Who woke a task since the last response that it read, and what the exchange before was for. */
@@ -75,11 +74,15 @@ struct wake_record {
 	__u32 is_full; /* there were more contexts than have room */
 	__u32 is_complete; /* no wake was missed */
 	__u32 had_body; /* the last response */
+	__u32 is_driver; /* it has sent a request, or read a response */
+	__u32 missed; /* wakes that could not be noted, in all: somebody else was at the record */
+	__u32 missed_before; /* … of those, how many are past */
+	__u32 sequence; /* odd: somebody is at it */
 	struct wake_tally tally;
 };
 
 _Static_assert(sizeof(struct wake_context) == 88, "no hidden padding");
-_Static_assert(sizeof(struct wake_record) == 864, "no hidden padding");
+_Static_assert(sizeof(struct wake_record) == 872, "no hidden padding");
 
 enum cause {
 	CAUSE_NONE = 1, /* nothing of which is known that it is a request's */
@@ -88,24 +91,26 @@ enum cause {
 	CAUSE_NOBODY, /* of a task that works for no request: CAUSE_NONE, and certain */
 };
 
-/* Counts a wake. Threads may do so at once; one context may then have two entries. */
+SPANS_INLINE __u32 wakes_missed(const struct wake_record *record)
+{
+	return *(const volatile __u32 *)&record->missed;
+}
+
+/* Counts a wake. */
 SPANS_INLINE void wakes_note(struct wake_record *record, const struct span_frame *server,
 			     const struct span_frame *active)
 {
 	for (int i = 0; i < WAKE_CONTEXTS; i++) {
 		struct wake_context *context = &record->contexts[i];
 
-		if (!__sync_val_compare_and_swap(&context->wakes, 0, WAKE_BEING_NOTED)) {
+		if (!context->wakes) {
 			context->server = *server;
 			context->active = *active;
-			__asm__ volatile("" ::: "memory");
-			*(volatile __u32 *)&context->wakes = 1;
+			context->wakes = 1;
 			return;
 		}
-		if (*(volatile __u32 *)&context->wakes == WAKE_BEING_NOTED)
-			continue;
 		if (context->server.span_id == server->span_id && context->active.span_id == active->span_id) {
-			__sync_fetch_and_add(&context->wakes, 1);
+			context->wakes++;
 			return;
 		}
 	}
@@ -141,12 +146,16 @@ SPANS_INLINE void wakes_forget(struct wake_record *record)
 	record->is_full = 0;
 }
 
-/* A response was read to its end: all wakes that follow are seen, and count. */
-SPANS_INLINE void wakes_reset(struct wake_record *record, bool had_body)
+/*
+ * A response was read to its end: all wakes that follow are seen, and count. `missed`: how many could not be noted
+ * before the record was entered for this.
+ */
+SPANS_INLINE void wakes_reset(struct wake_record *record, bool had_body, __u32 missed)
 {
 	wakes_forget(record);
 	record->is_complete = 1;
 	record->had_body = had_body;
+	record->missed_before = missed;
 }
 
 /* Whether a context can be that of the previous exchange. */
@@ -188,16 +197,14 @@ SPANS_INLINE void wakes_tally_requests(struct wake_record *record)
 	volatile struct wake_tally *tally = &record->tally;
 
 	tally->other = tally->previous = 0;
-	tally->others = tally->previouses = tally->repeated = tally->being_noted = 0;
+	tally->others = tally->previouses = tally->repeated = 0;
 	for (int i = 0; i < WAKE_CONTEXTS; i++) {
 		struct wake_context *context = &record->contexts[i];
 		__u64 request = context->server.span_id;
 
 		if (!context->wakes)
 			continue;
-		if (context->wakes == WAKE_BEING_NOTED) {
-			tally->being_noted = 1;
-		} else if (wakes_is_previous(record, context)) {
+		if (wakes_is_previous(record, context)) {
 			if (tally->previous != request)
 				tally->previouses++;
 			if (wakes_of(record, request) > 1)
@@ -249,10 +256,10 @@ SPANS_INLINE int wakes_cause(struct wake_record *record)
 {
 	volatile struct wake_tally *tally = &record->tally;
 
-	if (record->is_full || !record->is_complete)
+	if (record->is_full || !record->is_complete || wakes_missed(record) != record->missed_before)
 		return -CAUSE_UNKNOWN;
 	wakes_tally_requests(record);
-	if (tally->being_noted || tally->others > 1)
+	if (tally->others > 1)
 		return -CAUSE_UNKNOWN;
 	if (!tally->others && !tally->previouses)
 		return -CAUSE_NONE;
@@ -275,6 +282,235 @@ SPANS_INLINE void wakes_use(struct wake_record *record, int cause)
 	if (cause >= 0)
 		wakes_add_previous(record, &record->contexts[cause & (WAKE_CONTEXTS - 1)]);
 	wakes_forget(record);
+}
+
+/*
+ * ---- records, in buckets of four by the hash of their task's key. Who is at one has made its sequence number odd
+ * by compare-and-swap, and makes it even again; who cannot within WAKES_TRIES counts in `missed` that a wake was,
+ * and until the next response nothing is concluded. One is added under the bucket's sequence number, so there
+ * are no two of a task. Those of drivers are the last to be given to another task. Whose record was, has
+ * an id, as all up to it, of which a new record does not say that it is complete.
+ */
+
+#define WAKE_BUCKET 4
+#define WAKES_TRIES 8
+
+struct wake_bucket {
+	__u64 keys[WAKE_BUCKET]; /* 0: free */
+	__u64 doubtful; /* of tasks up to this one, wakes may have been forgotten */
+	__u32 sequence; /* odd: a record is being added */
+	__u32 next; /* where the oldest is */
+	struct wake_record records[WAKE_BUCKET];
+};
+
+_Static_assert(sizeof(struct wake_bucket) <= sizeof(struct span_bucket), "it fits an element of the map");
+
+/* How wakes_enter() is to find a record, and did. */
+struct wakes_entry {
+	__u32 adds; /* in: one that is not there is made */
+	__u32 is_followed; /* in: of a task that cannot have been woken before, by what the caller knows */
+	__u32 missed; /* out: how many wakes could not be noted, before the record was entered */
+	__u32 pad;
+};
+
+enum wakes_entered {
+	WAKES_ABSENT = -1, /* there is none */
+	WAKES_BUSY = -2, /* somebody else is at it, or was added in its place */
+};
+
+SPANS_INLINE __u32 wake_bucket_of(__u64 task_key)
+{
+	return spans_hash(task_key, WAKE_BUCKETS_LOG2);
+}
+
+SPANS_INLINE int wakes_find(const struct wake_bucket *bucket, __u64 task_key)
+{
+	for (int i = 0; i < WAKE_BUCKET; i++)
+		if (*(const volatile __u64 *)&bucket->keys[i] == task_key)
+			return i;
+	return WAKES_ABSENT;
+}
+
+SPANS_INLINE bool wakes_lock(__u32 *sequence)
+{
+	for (int i = 0; i < WAKES_TRIES; i++) {
+		__u32 before = *(volatile __u32 *)sequence;
+
+		if (!(before & 1) && __sync_val_compare_and_swap(sequence, before, before + 1) == before)
+			return true;
+	}
+	return false;
+}
+
+SPANS_INLINE void wakes_unlock(__u32 *sequence)
+{
+	__sync_fetch_and_add(sequence, 1);
+}
+
+SPANS_INLINE __u64 wakes_doubtful(const struct wake_bucket *bucket)
+{
+	return *(const volatile __u64 *)&bucket->doubtful;
+}
+
+/* Wakes of that task are lost. */
+SPANS_INLINE void wakes_doubt(struct wake_bucket *bucket, __u64 task_key)
+{
+	for (int i = 0; i < WAKES_TRIES; i++) {
+		__u64 before = wakes_doubtful(bucket);
+
+		if (before >= task_key ||
+		    __sync_val_compare_and_swap(&bucket->doubtful, before, task_key) == before)
+			return;
+	}
+	*(volatile __u64 *)&bucket->doubtful = ~0ULL;
+}
+
+/* A record that nobody else is at, for another task: a free one, else the oldest, and a driver's last. */
+SPANS_INLINE int wakes_make_room(struct wake_bucket *bucket)
+{
+	__u32 first = bucket->next;
+
+	for (__u32 i = 0; i < 3 * WAKE_BUCKET; i++) {
+		__u32 at = (first + i) % WAKE_BUCKET;
+		__u64 key = *(volatile __u64 *)&bucket->keys[at];
+
+		if (i < WAKE_BUCKET && key)
+			continue;
+		if (i < 2 * WAKE_BUCKET && *(volatile __u32 *)&bucket->records[at].is_driver && key)
+			continue;
+		if (!wakes_lock(&bucket->records[at].sequence))
+			continue;
+		if (bucket->keys[at])
+			wakes_doubt(bucket, bucket->keys[at]);
+		*(volatile __u64 *)&bucket->keys[at] = 0;
+		bucket->next = at + 1;
+		return at;
+	}
+	return WAKES_BUSY;
+}
+
+/* Makes a task's record: its number, and nobody else can be at it; or < 0. Under the bucket's lock. */
+SPANS_INLINE int wakes_make(struct wake_bucket *bucket, __u64 task_key, const struct wakes_entry *entry)
+{
+	struct wake_record *record;
+	int at = wakes_make_room(bucket);
+
+	if (at < 0)
+		return at;
+	record = &bucket->records[at & (WAKE_BUCKET - 1)];
+	for (int i = 0; i < WAKE_CONTEXTS; i++)
+		record->contexts[i].wakes = 0;
+	record->nr_previous = record->is_unknown = record->is_full = record->had_body = record->is_driver = 0;
+	record->missed_before = wakes_missed(record);
+	record->is_complete = entry->is_followed && task_key > wakes_doubtful(bucket);
+	record->is_open = !record->is_complete;
+	__asm__ volatile("" ::: "memory");
+	*(volatile __u64 *)&bucket->keys[at & (WAKE_BUCKET - 1)] = task_key;
+	return at;
+}
+
+/*
+ * Enters a task's record: its number, until wakes_leave() nobody else is at it; or enum wakes_entered. One
+ * that could not be entered knows that it lacks something, unless there is none.
+ */
+SPANS_INLINE int wakes_enter(struct wake_bucket *bucket, __u64 task_key, struct wakes_entry *entry)
+{
+	struct wake_record *record;
+	int at = wakes_find(bucket, task_key);
+
+	if (at < 0 && !entry->adds)
+		return WAKES_ABSENT;
+	if (at < 0) {
+		if (wakes_lock(&bucket->sequence)) {
+			bool is_new;
+
+			at = wakes_find(bucket, task_key);
+			is_new = at < 0;
+			if (is_new)
+				at = wakes_make(bucket, task_key, entry);
+			wakes_unlock(&bucket->sequence);
+			if (is_new) {
+				if (at < 0)
+					wakes_doubt(bucket, task_key);
+				/* Who could not add it meanwhile has said so before it looked for this one. */
+				else if (wakes_doubtful(bucket) >= task_key)
+					bucket->records[at & (WAKE_BUCKET - 1)].is_complete = 0;
+				if (at >= 0)
+					entry->missed = bucket->records[at & (WAKE_BUCKET - 1)].missed_before;
+				return at;
+			}
+		} else {
+			wakes_doubt(bucket, task_key);
+			at = wakes_find(bucket, task_key);
+			if (at < 0)
+				return WAKES_BUSY;
+		}
+	}
+	record = &bucket->records[at & (WAKE_BUCKET - 1)];
+	entry->missed = wakes_missed(record);
+	if (wakes_lock(&record->sequence)) {
+		if (*(volatile __u64 *)&bucket->keys[at & (WAKE_BUCKET - 1)] == task_key)
+			return at;
+		/* Given to another task since it was found. */
+		wakes_unlock(&record->sequence);
+		wakes_doubt(bucket, task_key);
+		return WAKES_BUSY;
+	}
+	__sync_fetch_and_add(&record->missed, 1);
+	return WAKES_BUSY;
+}
+
+SPANS_INLINE void wakes_leave(struct wake_record *record)
+{
+	wakes_unlock(&record->sequence);
+}
+
+/* A driver's connection is gone, and its record with it. */
+SPANS_INLINE void wakes_remove(struct wake_bucket *bucket, __u64 task_key)
+{
+	struct wakes_entry entry = {};
+	int at = wakes_enter(bucket, task_key, &entry);
+
+	if (at < 0)
+		return;
+	wakes_doubt(bucket, task_key);
+	*(volatile __u64 *)&bucket->keys[at & (WAKE_BUCKET - 1)] = 0;
+	wakes_leave(&bucket->records[at & (WAKE_BUCKET - 1)]);
+}
+
+/*
+ * ---- tasks and threads that have waited for events themselves, as a runtime's workers do: whom they wake is the
+ * events' choice. Written by the kernel's programs alone; forgotten by age.
+ */
+
+#define EVENT_DRIVERS_BUCKET 8
+#define EVENT_DRIVERS_LOG2 6
+
+struct event_drivers {
+	__u64 keys[1 << EVENT_DRIVERS_LOG2][EVENT_DRIVERS_BUCKET];
+	__u32 next[1 << EVENT_DRIVERS_LOG2];
+};
+
+_Static_assert(sizeof(struct event_drivers) <= sizeof(struct span_bucket), "they fit an element of the map");
+
+SPANS_INLINE bool event_drivers_have(const struct event_drivers *all, __u64 task_key)
+{
+	const __u64 *keys = all->keys[spans_hash(task_key, EVENT_DRIVERS_LOG2)];
+
+	for (int i = 0; i < EVENT_DRIVERS_BUCKET; i++)
+		if (*(const volatile __u64 *)&keys[i] == task_key)
+			return true;
+	return false;
+}
+
+SPANS_INLINE void event_drivers_add(struct event_drivers *all, __u64 task_key)
+{
+	__u32 bucket = spans_hash(task_key, EVENT_DRIVERS_LOG2);
+	__u32 at = __sync_fetch_and_add(&all->next[bucket], 1);
+
+	/* For the verifier of BPF: bounded where it is used. */
+	__asm__ volatile("" : "+r"(at));
+	*(volatile __u64 *)&all->keys[bucket][at % EVENT_DRIVERS_BUCKET] = task_key;
 }
 
 #endif

@@ -27,6 +27,8 @@ from spanweld.writers.inline.patcher import PATCHER, Patcher, make_order
 CODE = PATCHER.parent / "inline.elf"
 PLACES_WITHIN = 64
 """So many places of one program can there be within functions."""
+PLACES_AT_ENTRIES = 4
+"""… and so many functions of one program that are entered by a jump."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +39,7 @@ class _Stubs:
     """
 
     name: str
-    count: int = 4
+    count: int = PLACES_AT_ENTRIES
     room: int = 64
     is_within: bool = False
 
@@ -46,6 +48,7 @@ _STUBS = {
     "otel_new_trace_id": _Stubs("new_trace_id"),
     "otel_build_recording_span": _Stubs("build_recording_span"),
     "otel_ensure_ended_and_exported": _Stubs("ensure_ended"),
+    "tokio_wake": _Stubs("wake"),
     "tokio_task_spawned": _Stubs("task_spawned", PLACES_WITHIN, 32, is_within=True),
 }
 _PAGE = 4096
@@ -209,7 +212,7 @@ class InlineWriter:
         if (int(status["SigCgt"], 16) | int(status["SigIgn"], 16)) >> (_SIGTRAP - 1) & 1:
             raise TargetError(f"process {self._target} handles or ignores SIGTRAP", _REMEDY)
 
-    def runs_at(self, address: VirtAddr | None) -> bool:
+    def runs_at(self, address: VirtAddr) -> bool:
         """Whether a probe is, or will be, inside the target at an address of its image."""
         return any(probe.entry.address == address for probe in self._probes)
 

@@ -191,6 +191,30 @@ int inline_ensure_ended(struct pt_regs *registers)
 	return 0;
 }
 
+#define TASKS_PROVE 64
+#define IS_NO_TASK (~0U)
+
+/*
+ * A task is woken, by one of a few functions. That such a function is what it was taken for shows in what it is
+ * given: until so many have been tasks the kernel reads them, and if one is none, nobody looks again.
+ */
+int inline_wake(struct pt_regs *registers, __u32 stub)
+{
+	__u32 *woken = (__u32 *)(inline_area + INLINE_PLACE_WOKEN) + stub % INLINE_SIZE_STUBS;
+	__u32 seen = *(volatile __u32 *)woken;
+
+	if (seen == IS_NO_TASK || !wakes_followed_since(INLINE_HEAD->pid))
+		return 0;
+	if (seen < TASKS_PROVE) {
+		if (!task_id_at(registers->di, false)) {
+			*(volatile __u32 *)woken = IS_NO_TASK;
+			return 0;
+		}
+		__sync_val_compare_and_swap(woken, seen, seen + 1);
+	}
+	return task_woken(registers, seen >= TASKS_PROVE);
+}
+
 /* Behind an instruction that took a new task's id; nothing is returned, and all registers stay. */
 void inline_task_spawned(struct pt_regs *registers, __u32 cookie)
 {

@@ -88,6 +88,7 @@ stub_\program\()_\number:
 	movq %rax, REGS_ORIG_AX(%rsp)
 	lock incl (%rax)
 	movq %rsp, %rdi
+	movl $\number, %esi
 	call inline_\program
 	movq REGS_ORIG_AX(%rsp), %rcx
 	lock decl (%rcx)
@@ -190,5 +191,6 @@ back_\program\()_\number:
 	stubs new_trace_id
 	stubs build_recording_span
 	stubs ensure_ended
+	stubs wake
 
 	.section .note.GNU-stack, "", @progbits
