@@ -49,8 +49,9 @@ from spanweld.probes.declaration import (
 from spanweld.probes.http_client import own_exports
 from spanweld.process.find import is_running
 from spanweld.process.listening import listening_ports
+from spanweld.process.priority import idle_priority
 from spanweld.resource import make_resource, read_host, read_process
-from spanweld.settings import AdoptMode, InjectMode, ProbesMode, Propagator, Settings, WriteMode
+from spanweld.settings import AdoptMode, InjectMode, Priority, ProbesMode, Propagator, Settings, WriteMode
 from spanweld.writers import Choice, Writer, choose, choose_instead
 from spanweld.writers import kernel as kernel_writer
 from spanweld.writers.inline import writer as inline_writer
@@ -580,6 +581,11 @@ class Agent:
         """
         for descriptor in wake:
             self._selector.register(descriptor, selectors.EVENT_READ)
+        is_idle = self._settings.priority is Priority.IDLE
+        with idle_priority() if is_idle else contextlib.nullcontext():
+            self._follow_targets(stop)
+
+    def _follow_targets(self, stop: Callable[[], bool]) -> None:
         due = time.monotonic()
         while self._targets:
             ready = self._selector.select(max(0.0, due - time.monotonic()))

@@ -56,6 +56,13 @@ class InjectMode(Enum):
     OFF = "off"
 
 
+class Priority(Enum):
+    """Whether the agent has the processors only while nobody else wants them."""
+
+    IDLE = "idle"
+    NORMAL = "normal"
+
+
 class OtlpProtocol(Enum):
     """Values of OTEL_EXPORTER_OTLP_PROTOCOL that are spoken."""
 
@@ -132,6 +139,7 @@ class Settings:
     probes: ProbesMode = ProbesMode.AUTO
     adopt: AdoptMode = AdoptMode.ACTIVE
     inject: InjectMode = InjectMode.AUTO
+    priority: Priority = Priority.IDLE
     exclude_paths: tuple[str, ...] = ()
     service_name: str | None = None
     resource_attributes: Mapping[str, str] = field(default_factory=dict)

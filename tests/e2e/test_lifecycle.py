@@ -6,6 +6,9 @@ import contextlib
 import json
 import os
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -26,7 +29,7 @@ from tests.support.remains import (
     tracers_of_threads,
     wait_until,
 )
-from tests.support.services import Service, binary
+from tests.support.services import PATIENCE, Service, binary
 from tests.support.steady import USERS, Request, SteadyLoad
 from tests.support.traces import manual_spans, server_spans, wrong
 
@@ -295,6 +298,38 @@ def test_several_services_at_once(tmp_path: Path) -> None:
             assert agent.stop() == 0
         assert paths_in(export) >= {"/first", "/nested/2"}
         assert not (PINS / str(second.pid)).exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "policy"), [((), os.SCHED_IDLE), (("--priority", "normal"), os.SCHED_OTHER)]
+)
+def test_the_agent_alone_gives_way(options: Sequence[str], policy: int) -> None:
+    """Not the service that it has started, and not those that stop threads or let go of probes for it."""
+    command = [str(binary("lab", "release"))]
+    with run(command, *options, "--write", "stop", "--export", "json:/dev/null") as agent:
+        pid = agent.process.pid
+        assert get(agent.service_address, "/nested/1").status == 200
+        wait_until(lambda: os.sched_getscheduler(pid) == policy, "it follows its target", 5)
+        assert os.sched_getscheduler(agent.service_pid) == os.SCHED_OTHER
+        children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        assert len(children) == 3  # the service, the tracer, the keeper
+        assert os.SCHED_IDLE not in [os.sched_getscheduler(child) for child in children]
+        assert agent.stop() == 0
+
+
+def test_an_agent_that_gets_no_time_ends_soon() -> None:
+    """All processors are taken, by more than one each."""
+    with contextlib.ExitStack() as stack:
+        service = stack.enter_context(Service(binary("lab", "release")))
+        agent = stack.enter_context(attach(service.pid, "--export", "json:/dev/null"))
+        for _ in range(2 * (os.cpu_count() or 1)):
+            spinning = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+            stack.callback(spinning.wait)
+            stack.callback(spinning.kill)
+        time.sleep(1)
+        began = time.monotonic()
+        assert agent.stop() == 0
+        assert time.monotonic() - began < 5 * PATIENCE
 
 
 def test_agents_that_come_and_go_at_the_same_time() -> None:

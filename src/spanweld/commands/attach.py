@@ -35,6 +35,7 @@ def attach(
     probes: str,
     adopt: str,
     inject: str,
+    priority: str,
     exclude_paths: tuple[str, ...],
     baggage_attributes: str,
     pids: tuple[int, ...],
@@ -51,7 +52,14 @@ def attach(
     if bool(pids) == bool(exe):
         raise UsageError("attach needs either --pid N or --exe GLOB", "spanweld attach --help shows both")
     settings = make_settings(
-        exports, write, adopt, exclude_paths, baggage_attributes, probes=probes, inject=inject
+        exports,
+        write,
+        adopt,
+        exclude_paths,
+        baggage_attributes,
+        probes=probes,
+        inject=inject,
+        priority=priority,
     )
     # First of all: without root most processes cannot be seen, and none would match.
     look_at_host(mount=True).require()

@@ -15,6 +15,7 @@ from spanweld.plan import NO_OTHER_GENERATORS
 from spanweld.settings import (
     AdoptMode,
     InjectMode,
+    Priority,
     ProbesMode,
     Settings,
     WriteMode,
@@ -78,6 +79,15 @@ def tracing_options(function: Function) -> Function:
             "auto: where a trial at start shows that this kernel does not harm transfers.",
         ),
         click.option(
+            "--priority",
+            type=click.Choice([priority.value for priority in Priority]),
+            default=Priority.IDLE.value,
+            envvar="SPANWELD_PRIORITY",
+            show_default=True,
+            help="When the agent decodes and exports: while nobody wants the processor (idle), or like any "
+            "other process. On a host whose processors are all taken, idle loses spans, which are counted.",
+        ),
+        click.option(
             "--exclude-path",
             "exclude_paths",
             multiple=True,
@@ -108,6 +118,7 @@ def make_settings(
     *,
     probes: str,
     inject: str,
+    priority: str,
 ) -> Settings:
     """Flags over environment over defaults; UsageError for what cannot be meant."""
     environ = os.environ
@@ -118,6 +129,7 @@ def make_settings(
         probes=ProbesMode(probes),
         adopt=AdoptMode(adopt),
         inject=InjectMode(inject),
+        priority=Priority(priority),
         exclude_paths=exclude_paths,
         service_name=environ.get("OTEL_SERVICE_NAME") or None,
         resource_attributes=parse_key_values(

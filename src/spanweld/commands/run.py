@@ -47,6 +47,7 @@ def run(
     probes: str,
     adopt: str,
     inject: str,
+    priority: str,
     exclude_paths: tuple[str, ...],
     baggage_attributes: str,
     user_text: str | None,
@@ -62,7 +63,14 @@ def run(
     spanweld's. Requests appear as trees on standard output unless an OTLP endpoint is set.
     """
     settings = make_settings(
-        exports, write, adopt, exclude_paths, baggage_attributes, probes=probes, inject=inject
+        exports,
+        write,
+        adopt,
+        exclude_paths,
+        baggage_attributes,
+        probes=probes,
+        inject=inject,
+        priority=priority,
     )
     user = resolve_user(user_text) if user_text else sudo_user(os.environ)
     program = find_program(command[0], os.environ)

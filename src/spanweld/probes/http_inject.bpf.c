@@ -548,7 +548,7 @@ static __always_inline void let_socket_go(struct inject_state *state)
 	event.head.at = bpf_ktime_get_ns();
 	event.cookie = state->cookie;
 	event.notice = INJECT_LET_GO;
-	emit(&event, sizeof(event));
+	emit_at_once(&event, sizeof(event));
 }
 
 SEC("sk_msg")

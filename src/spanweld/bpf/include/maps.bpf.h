@@ -133,6 +133,13 @@ static __always_inline void emit(void *event, __u64 size)
 		count(COUNT_EVENT_LOST);
 }
 
+/* What the agent is to act upon. */
+static __always_inline void emit_at_once(void *event, __u64 size)
+{
+	if (bpf_ringbuf_output(&events, event, size, BPF_RB_FORCE_WAKEUP))
+		count(COUNT_EVENT_LOST);
+}
+
 /* The verifier wants each register read at a place of its own, which the compiler would make one. */
 #define READ_REGISTER(ctx, name)                                                                                  \
 	({                                                                                                        \

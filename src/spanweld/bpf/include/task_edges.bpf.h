@@ -472,7 +472,7 @@ GLOBAL int cause_by_tasks(__u32 pid, __u64 task_key, __u32 sender, struct active
 		event.kind = EVENT_WAKES_WANTED;
 		event.pid = pid;
 		event.at = bpf_ktime_get_ns();
-		bpf_ringbuf_output(&events, &event, sizeof(event), BPF_RB_FORCE_WAKEUP);
+		emit_at_once(&event, sizeof(event));
 	}
 	cause = take_wake_cause(pid, task_key, found);
 	if (cause == CAUSE_NONE && sender == SENDER_DRIVER_FIRST) {

@@ -1035,10 +1035,13 @@ static bool wait_for_exec(void)
 /* As the stop writer's tracer: the target waits for us. */
 static void run_first(void)
 {
-	struct sched_param lowest = {.sched_priority = 1};
+	struct sched_param lowest = {.sched_priority = 1}, none = {};
 
-	if (sched_setscheduler(0, SCHED_FIFO, &lowest))
-		setpriority(PRIO_PROCESS, 0, -20);
+	if (!sched_setscheduler(0, SCHED_FIFO, &lowest))
+		return;
+	/* The agent may be one that has only what nobody else wants. */
+	sched_setscheduler(0, SCHED_OTHER, &none);
+	setpriority(PRIO_PROCESS, 0, -20);
 }
 
 /* Ticks, so that no wait is for ever. */
