@@ -43,9 +43,11 @@ _COUNTER = "tokio::runtime::task::*Id::next::NEXT_ID"
 _NAME = "tokio::runtime::task::id::Id::next"
 _WAKERS = ("tokio::runtime::task::waker::wake_by_val", "tokio::runtime::task::waker::wake_by_ref")
 
-# lock xadd [rip + …], r64; mov r64, [rip + …]: the counter itself, or its address from the loader's table.
+# lock xadd [rip + …], r64: the counter itself; mov r64, [rip + …]: its address from the loader's table, or
+# lea r64, [rip + …], which the linker makes of that where the address is fixed, as in static executables.
 _OF_COUNTER = re.compile(rb"\xf0[\x48\x4c]\x0f\xc1[\x05\x0d\x15\x1d\x25\x2d\x35\x3d](....)", re.DOTALL)
-_LOADS = re.compile(rb"(?=[\x48\x4c]\x8b[\x05\x0d\x15\x1d\x25\x2d\x35\x3d](....))", re.DOTALL)
+_LOADS = re.compile(rb"(?=[\x48\x4c][\x8b\x8d][\x05\x0d\x15\x1d\x25\x2d\x35\x3d](....))", re.DOTALL)
+_LEA = 0x8D
 _LOAD_SIZE = 7
 _LONGEST = 9
 # From the load of the counter's address to the lock xadd, and all after that: bytes and instructions.
@@ -175,7 +177,9 @@ def _takers(image: Image) -> dict[int, list[int]]:
                 # Few take a number, and many load an address: these are looked for only before those.
                 begin = max(0, taken.end() - _MAX_DISTANCE - _LOAD_SIZE)
                 for load in _LOADS.finditer(piece, begin, at):
-                    _note(result, pointers.word(_target(load, base)), base + load.start())
+                    address = _target(load, base)
+                    is_itself = piece[load.start() + 1] == _LEA
+                    _note(result, address if is_itself else pointers.word(address), base + load.start())
     return result
 
 
@@ -227,7 +231,7 @@ def _after_increment(image: Image, start: int) -> tuple[int, int, str, int] | No
                     number, taken = instruction.op1_register, instruction.ip
                 else:
                     return None
-            elif count == 0 and instruction.mnemonic == x86.Mnemonic.MOV:
+            elif count == 0 and instruction.mnemonic in (x86.Mnemonic.MOV, x86.Mnemonic.LEA):
                 counter = instruction.op0_register
             elif counter == x86.Register.NONE or instruction.flow_control != x86.FlowControl.NEXT:
                 return None

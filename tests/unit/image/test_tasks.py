@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import re
+import struct
 from pathlib import Path
 
 import pytest
 
 from spanweld.image import FoundBy, Image, find_new_task_ids, find_wakers
+from spanweld.image.symbols import find_objects
 from spanweld.image.tasks import REGISTERS
 from spanweld.plan import make_plan
 from spanweld.probes import tokio_tasks
 from tests.unit.image.samples import ServiceBuilder
 from tools.check_stripped import strip
 
+MOV, LEA = 0x8B, 0x8D
 C_REGISTERS = Path(tokio_tasks.__file__).with_suffix(".h")
 
 
@@ -38,6 +41,35 @@ def test_without_symbols_the_places_are_the_same(service: ServiceBuilder, name: 
     assert not isinstance(wakers, str)
     assert not isinstance(bare_wakers, str)
     assert [function.address for function in wakers] == [function.address for function in bare_wakers]
+
+
+def test_where_the_counters_address_needs_no_table(service: ServiceBuilder, tmp_path: Path) -> None:
+    """What a linker makes of ``mov r, [counter's address]`` in a static executable: ``lea r, [counter]``."""
+    content = bytearray(service("lab", "release").read_bytes())
+    with Image.open(service("lab", "release")) as image:
+        (counter,) = find_objects(image, "tokio::runtime::task::*Id::next::NEXT_ID")
+        places = find_new_task_ids(image)
+        assert not isinstance(places, str)
+        loads = 0
+        for place in places:
+            start = image.file_offset(place.function.address)
+            assert start is not None
+            if content[start + 1] != MOV:
+                continue
+            loads += 1
+            content[start + 1] = LEA
+            content[start + 3 : start + 7] = struct.pack("<i", counter - place.function.address - 7)
+    assert loads
+    relaxed = tmp_path / "relaxed"
+    relaxed.write_bytes(content)
+    with Image.open(relaxed) as image:
+        assert find_new_task_ids(image) == places
+    with Image.open(strip(relaxed, tmp_path / "stripped")) as image:
+        bare = find_new_task_ids(image)
+    assert not isinstance(bare, str)
+    assert [(place.offset, place.register) for place in bare] == [
+        (place.offset, place.register) for place in places
+    ]
 
 
 def test_where_nothing_is_optimised_the_id_is_returned(service: ServiceBuilder) -> None:
