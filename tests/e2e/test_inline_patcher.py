@@ -25,8 +25,18 @@ from tests.e2e.stop_harness import Built, function_offsets, running
 
 pytestmark = [pytest.mark.root]
 
-PATCHED = ("at_push", "at_push_r15", "at_sub", "at_big_sub", "at_mov", "at_endbr64", "at_load", "at_branch")
-REFUSED = ("at_jump", "at_short_jump", "at_call", "at_ret")
+PATCHED = (
+    "at_push",
+    "at_push_r15",
+    "at_sub",
+    "at_big_sub",
+    "at_mov",
+    "at_endbr64",
+    "at_load",
+    "at_branch",
+    "at_call",
+)
+REFUSED = ("at_jump", "at_short_jump", "at_ret")
 PROGRAMS = ("otel_new_trace_id", "otel_build_recording_span", "otel_ensure_ended_and_exported")
 SPANS_SIZE = 1 << 20
 

@@ -23,6 +23,7 @@ from tests.support.services import binary
 FUNCTIONS = 1500
 BIAS = 0x5555_5555_0000
 MOVED = BIAS - (64 << 20)
+ADDRESS_SIZE = 8
 _LINE = re.compile(r"^\s*([0-9a-f]+):\t(.*)$", re.MULTILINE)
 
 
@@ -67,24 +68,37 @@ def disassemble(code: bytes, address: int, folder: Path) -> list[str]:
 def test_displaced_instructions_are_the_same_elsewhere(name: str, profile: str, tmp_path: Path) -> None:
     with Image.open(binary(name, profile)) as image:
         functions = random.Random(1).sample(functions_of(image), FUNCTIONS)
-        moved = 0
+        moved = calls = 0
         for function in functions:
             entry = find_entry(image, function)
             if isinstance(entry, str):
                 assert function.name in entry
                 continue
             code = relocate(entry, BIAS, MOVED)
-            back = disassemble_jump(code[-JUMP_SIZE:], MOVED + len(code) - JUMP_SIZE)
-            assert back == BIAS + entry.address + len(entry.code)
+            behind = BIAS + entry.address + len(entry.code)
             moved += 1
-            if moved % 10 == 0:
-                before_text = disassemble(entry.code, BIAS + entry.address, tmp_path)
-                after_text = disassemble(code[:-JUMP_SIZE], MOVED, tmp_path)
-                assert before_text == after_text, function.name
+            calls += entry.ends_in_call
+            if entry.ends_in_call:
+                assert code[-ADDRESS_SIZE:] == behind.to_bytes(ADDRESS_SIZE, "little")
+                code = code[:-ADDRESS_SIZE]
+            else:
+                assert disassemble_jump(code[-JUMP_SIZE:], MOVED + len(code) - JUMP_SIZE) == behind
+            if moved % 10 and not entry.ends_in_call:
+                continue
+            before_text = disassemble(entry.code, BIAS + entry.address, tmp_path)
+            after_text = disassemble(code, MOVED, tmp_path)
+            if entry.ends_in_call:
+                called = before_text.pop().removeprefix("call ")
+                pushed = f"push QWORD PTR [{MOVED + len(code):#x}]"
+                assert after_text[-2:] == [pushed, f"jmp {called}"], function.name
+                after_text.pop()
+            assert before_text == after_text[:-1], function.name
     assert moved > FUNCTIONS // 2
+    assert calls
 
 
 def disassemble_jump(code: bytes, at: int) -> int:
+    assert len(code) == JUMP_SIZE
     assert code[0] == 0xE9
     return at + JUMP_SIZE + int.from_bytes(code[1:], "little", signed=True)
 
@@ -121,6 +135,15 @@ def test_every_instruction_that_takes_a_task_id_can_be_displaced(name: str, tmp_
             assert len(before_text) == 1
             assert "lock xadd" in before_text[0]
             assert before_text == disassemble(code[:-JUMP_SIZE], MOVED, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["lab", "users", "minimal"])
+def test_both_functions_that_wake_a_task_can_be_patched(name: str) -> None:
+    path = binary(name, "release")
+    with Image.open(path) as image:
+        points = make_plan(path).points_of(tokio_tasks.WAKES)
+        entries = [find_entry(image, point.function) for point in points]
+    assert [isinstance(entry, Entry) and entry.ends_in_call for entry in entries] == [True, False]
 
 
 def test_only_an_increment_is_displaced_within_a_function() -> None:

@@ -3,6 +3,8 @@
 They are a function's first ones, or a single one within a function that is as long as the jump.
 The jump is five bytes long. The instructions that begin in them are displaced: they run elsewhere, and then
 jump back to what follows them. So nothing may lead to a place between the first and the last of these bytes.
+The last of them may be a call. Elsewhere that is a push of the address to which it returned, and a jump: so
+what is called returns to where it would have, and no address of elsewhere is on the stack.
 """
 
 from __future__ import annotations
@@ -40,6 +42,11 @@ class Entry:
     address: VirtAddr
     code: bytes
 
+    @property
+    def ends_in_call(self) -> bool:
+        """Whether it is moved to code that calls without a call: a shadow stack would not have that."""
+        return _is_call(_decode(self.code, self.address)[-1])
+
 
 def find_entry(image: Image, function: Function) -> Entry | str:
     """What a jump at a function's entry would displace, or a sentence why none may be put there."""
@@ -57,7 +64,8 @@ def find_entry(image: Image, function: Function) -> Entry | str:
             break
         if instruction.is_invalid:
             return f"{function.name} begins with bytes that are no instruction"
-        if instruction.flow_control not in (x86.FlowControl.NEXT, x86.FlowControl.CONDITIONAL_BRANCH):
+        goes_on = (x86.FlowControl.NEXT, x86.FlowControl.CONDITIONAL_BRANCH)
+        if instruction.flow_control not in goes_on and not _is_call(instruction):
             return f"{function.name} begins with {_text(instruction)}, which cannot be displaced"
         displaced.append(instruction)
         size += instruction.len
@@ -96,21 +104,38 @@ def relocate(entry: Entry, bias: int, to: int, back: int | None = None) -> bytes
     """The displaced instructions as they are at the address ``to``, and the jump behind them.
 
     ``bias`` is what the process adds to the image's addresses. The jump leads ``back``, by default to what
-    followed them. ValueError where something cannot be reached from there, or the result, decoded again,
-    is not the same.
+    followed them, where a call at their end returns to. ValueError where something cannot be reached from
+    there, or the result, decoded again, is not the same.
     """
     instructions = _decode(entry.code, entry.address + bias)
-    if back is None:
-        back = entry.address + bias + len(entry.code)
+    behind = entry.address + bias + len(entry.code)
+    call = instructions.pop() if _is_call(instructions[-1]) else None
+    moved = _move(instructions, to)
+    end = to + len(moved)
+    if call is None:
+        return moved + jump(end, behind if back is None else back)
+    called = jump(end + len(_PUSH_BEHIND_JUMP), call.near_branch_target)
+    return moved + _PUSH_BEHIND_JUMP + called + behind.to_bytes(8, "little")
+
+
+# push [rip + 5]: what lies behind the jump that follows. Any register may be an argument of the call.
+_PUSH_BEHIND_JUMP = b"\xff\x35" + JUMP_SIZE.to_bytes(4, "little")
+
+
+def _move(instructions: list[x86.Instruction], to: int) -> bytes:
+    if not instructions:
+        return b""
     encoder = x86.BlockEncoder(64)
     encoder.add_many(instructions)
-    encoder.add(x86.Instruction.create_branch(x86.Code.JMP_REL32_64, back))
     moved: bytes = encoder.encode(to)
-    expected = [_text(instruction) for instruction in instructions]
-    found = [_text(instruction) for instruction in _decode(moved, to)]
-    if found != [*expected, _text(x86.Instruction.create_branch(x86.Code.JMP_REL32_64, back))]:
+    expected, found = ([_text(one) for one in code] for code in (instructions, _decode(moved, to)))
+    if found != expected:
         raise ValueError(f"{expected} became {found}")
     return moved
+
+
+def _is_call(instruction: x86.Instruction) -> bool:
+    return bool(instruction.code == x86.Code.CALL_REL32_64)
 
 
 def jump(at: int, to: int) -> bytes:

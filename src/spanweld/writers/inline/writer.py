@@ -204,6 +204,10 @@ class InlineWriter:
                 f"process {self._target} has a seccomp filter, which may end it for unknown calls",
                 _REMEDY,
             )
+        if "shstk" in status.get("x86_Thread_features", "") and any(
+            probe.entry.ends_in_call for probe in self._probes
+        ):
+            raise TargetError(f"process {self._target} has a shadow stack", _REMEDY)
         if self._expect_exec:
             return  # it has one thread, which the patcher holds
         if status["State"][0] in "Tt":
