@@ -214,7 +214,7 @@ class InlinePlace(IntEnum):
 
     GUARD = 65536
     AREA = 69632
-    SPANS = 5857280
+    SPANS = 6381568
     WOKEN = 1024
     TARGET = 2048
     COUNTERS = 3072

@@ -26,66 +26,74 @@ void *memcpy(void *to, const void *from, unsigned long size)
 
 #define BUSY (~0ULL) /* no span has this id */
 
-/* ---- manual_spans: buckets of entries, each owned by who made its id BUSY by compare-and-swap */
-
-struct open_span {
-	__u64 span_id; /* 0: free */
-	__u64 since; /* by the processor's clock: the oldest of a full bucket is forgotten, as of an LRU map */
-	struct manual_span span;
-};
+/*
+ * ---- manual_spans: buckets of entries, each owned by who made its id BUSY by compare-and-swap. A bucket's ids are one
+ * cache line, apart from what they stand for: most of the table is in no cache.
+ */
 
 #define OPEN_SPANS_BUCKET 8
 #define OPEN_SPANS_BUCKETS 8192
 
+struct open_span_ids {
+	__u64 ids[OPEN_SPANS_BUCKET]; /* 0: free */
+};
+
+struct open_span {
+	__u64 since; /* by the processor's clock: the oldest of a full bucket is forgotten, as of an LRU map */
+	struct manual_span span;
+	__u64 pad;
+};
+
+struct open_spans {
+	struct open_span_ids ids[OPEN_SPANS_BUCKETS];
+	struct open_span spans[OPEN_SPANS_BUCKETS][OPEN_SPANS_BUCKET];
+};
+
 _Static_assert(sizeof(struct open_span) == 64, "an open span is a cache line");
-_Static_assert(INLINE_PLACE_AREA + INLINE_PLACE_MANUAL_SPANS +
-			       sizeof(struct open_span) * OPEN_SPANS_BUCKET * OPEN_SPANS_BUCKETS ==
-		       INLINE_PLACE_SPANS,
+_Static_assert(INLINE_PLACE_AREA + INLINE_PLACE_MANUAL_SPANS + sizeof(struct open_spans) == INLINE_PLACE_SPANS,
 	       "the area is full");
 _Static_assert(sizeof(struct target) <= INLINE_PLACE_COUNTERS - INLINE_PLACE_TARGET, "the target fits");
 
-static __always_inline struct open_span *open_spans_of(__u64 span_id)
-{
-	struct open_span *all = (struct open_span *)(inline_area + INLINE_PLACE_MANUAL_SPANS);
+#define OPEN_SPANS ((struct open_spans *)(inline_area + INLINE_PLACE_MANUAL_SPANS))
 
-	return &all[(span_id % OPEN_SPANS_BUCKETS) * OPEN_SPANS_BUCKET];
-}
-
-static __attribute__((noinline)) struct open_span *find_open_span(__u64 span_id)
+/* Number of a span's entry in its bucket, or -1. */
+static __attribute__((noinline)) int find_open_span(__u64 span_id)
 {
-	struct open_span *bucket = open_spans_of(span_id);
+	const volatile __u64 *ids = OPEN_SPANS->ids[span_id % OPEN_SPANS_BUCKETS].ids;
 
 	for (int i = 0; i < OPEN_SPANS_BUCKET; i++)
-		if (*(volatile __u64 *)&bucket[i].span_id == span_id)
-			return span_id && span_id != BUSY ? &bucket[i] : NULL;
-	return NULL;
+		if (ids[i] == span_id)
+			return span_id && span_id != BUSY ? i : -1;
+	return -1;
 }
 
 static __attribute__((noinline)) long put_open_span(__u64 span_id, const struct manual_span *span)
 {
-	struct open_span *bucket = open_spans_of(span_id), *entry = find_open_span(span_id), *oldest = bucket;
+	__u64 *ids = OPEN_SPANS->ids[span_id % OPEN_SPANS_BUCKETS].ids;
+	struct open_span *bucket = OPEN_SPANS->spans[span_id % OPEN_SPANS_BUCKETS];
+	int at = find_open_span(span_id), oldest = 0;
 
-	if (entry) {
-		entry->span = *span;
+	if (at >= 0) {
+		bucket[at].span = *span;
 		return 0;
 	}
-	for (int i = 0; i < OPEN_SPANS_BUCKET && !entry; i++) {
-		if (!__sync_val_compare_and_swap(&bucket[i].span_id, 0, BUSY))
-			entry = &bucket[i];
-		else if (bucket[i].since < oldest->since)
-			oldest = &bucket[i];
-	}
-	if (!entry) {
-		__u64 forgotten = *(volatile __u64 *)&oldest->span_id;
+	for (int i = 0; i < OPEN_SPANS_BUCKET && at < 0; i++)
+		if (!*(volatile __u64 *)&ids[i] && !__sync_val_compare_and_swap(&ids[i], 0, BUSY))
+			at = i;
+	if (at < 0) {
+		__u64 forgotten;
 
-		if (forgotten == BUSY ||
-		    __sync_val_compare_and_swap(&oldest->span_id, forgotten, BUSY) != forgotten)
+		for (int i = 1; i < OPEN_SPANS_BUCKET; i++)
+			if (bucket[i].since < bucket[oldest].since)
+				oldest = i;
+		forgotten = *(volatile __u64 *)&ids[oldest];
+		if (forgotten == BUSY || __sync_val_compare_and_swap(&ids[oldest], forgotten, BUSY) != forgotten)
 			return -1;
-		entry = oldest;
+		at = oldest;
 	}
-	entry->since = __builtin_ia32_rdtsc();
-	entry->span = *span;
-	__atomic_store_n(&entry->span_id, span_id, __ATOMIC_RELEASE);
+	bucket[at].since = __builtin_ia32_rdtsc();
+	bucket[at].span = *span;
+	__atomic_store_n(&ids[at], span_id, __ATOMIC_RELEASE);
 	return 0;
 }
 
@@ -112,7 +120,8 @@ static struct shared_start *own_start(bool claim)
 static __always_inline void *inline_lookup(enum inline_map map, const void *key)
 {
 	struct shared_start *start;
-	struct open_span *open;
+	__u64 span_id;
+	int at;
 
 	switch (map) {
 	case INLINE_MAP_TARGETS:
@@ -127,8 +136,9 @@ static __always_inline void *inline_lookup(enum inline_map map, const void *key)
 		start = own_start(false);
 		return start ? &start->start : NULL;
 	case INLINE_MAP_MANUAL_SPANS:
-		open = find_open_span(((const struct manual_span_key *)key)->span_id);
-		return open ? &open->span : NULL;
+		span_id = ((const struct manual_span_key *)key)->span_id;
+		at = find_open_span(span_id);
+		return at < 0 ? NULL : &OPEN_SPANS->spans[span_id % OPEN_SPANS_BUCKETS][at].span;
 	default:
 		return NULL;
 	}
@@ -152,12 +162,15 @@ static __always_inline long inline_update(enum inline_map map, const void *key, 
 static __always_inline long inline_delete(enum inline_map map, const void *key)
 {
 	struct shared_start *start;
-	struct open_span *open;
+	__u64 span_id;
+	int at;
 
 	if (map == INLINE_MAP_MANUAL_SPANS) {
-		open = find_open_span(((const struct manual_span_key *)key)->span_id);
-		if (open)
-			__atomic_store_n(&open->span_id, 0, __ATOMIC_RELEASE);
+		span_id = ((const struct manual_span_key *)key)->span_id;
+		at = find_open_span(span_id);
+		if (at >= 0)
+			__atomic_store_n(&OPEN_SPANS->ids[span_id % OPEN_SPANS_BUCKETS].ids[at], 0,
+					 __ATOMIC_RELEASE);
 	} else if (map == INLINE_MAP_ROOT_STARTS) {
 		start = own_start(false);
 		if (start) {
