@@ -214,16 +214,16 @@ class InlinePlace(IntEnum):
 
     GUARD = 65536
     AREA = 69632
-    SPANS = 6381568
+    SPANS = 5881856
     WOKEN = 1024
     TARGET = 2048
-    COUNTERS = 3072
     IN_FLIGHT = 4096
     RING = 8192
     THREADS = 10240
     PATCHES = 12288
     RECORDS = 20480
-    MANUAL_SPANS = 1593344
+    COUNTERS = 1593344
+    MANUAL_SPANS = 1617920
 
 
 class InlineSize(IntEnum):
@@ -231,6 +231,7 @@ class InlineSize(IntEnum):
 
     PATCHES = 128
     CELLS = 64
+    COUNTERS = 48
     RECORDS = 8192
     THREADS = 256
     STUBS = 4

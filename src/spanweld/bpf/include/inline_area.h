@@ -21,22 +21,25 @@
 enum inline_place {
 	INLINE_PLACE_GUARD = 0x10000, /* what lies before is code */
 	INLINE_PLACE_AREA = 0x11000,
-	INLINE_PLACE_SPANS = 0x616000,
+	INLINE_PLACE_SPANS = 0x59c000,
 	INLINE_PLACE_WOKEN =
 		0x400, /* in the area: __u32 [INLINE_SIZE_STUBS], how far each has shown what it is given */
 	INLINE_PLACE_TARGET = 0x800, /* struct target */
-	INLINE_PLACE_COUNTERS = 0xc00, /* __u64 [COUNT_MAX], as in the map `counters` */
 	INLINE_PLACE_IN_FLIGHT = 0x1000, /* INLINE_CELLS counts of calls under way, a cache line each */
 	INLINE_PLACE_RING = 0x2000, /* struct inline_ring */
 	INLINE_PLACE_THREADS = 0x2800, /* __u64 [INLINE_SIZE_THREADS], threads that are known to run tasks */
 	INLINE_PLACE_PATCHES = 0x3000, /* struct inline_patch [INLINE_SIZE_PATCHES] */
 	INLINE_PLACE_RECORDS = 0x5000, /* struct inline_record [INLINE_SIZE_RECORDS] */
-	INLINE_PLACE_MANUAL_SPANS = 0x185000, /* the open manual spans, a table of the code's own */
+	/* __u64 [INLINE_SIZE_CELLS][INLINE_SIZE_COUNTERS]: as in the map `counters`, where the sum counts */
+	INLINE_PLACE_COUNTERS = 0x185000,
+	INLINE_PLACE_MANUAL_SPANS = 0x18b000, /* the open manual spans, a table of the code's own */
 };
 
 enum inline_size {
 	INLINE_SIZE_PATCHES = 128,
-	INLINE_SIZE_CELLS = 64,
+	INLINE_SIZE_CELLS =
+		64, /* threads have their own, mostly: what all write is passed from processor to processor */
+	INLINE_SIZE_COUNTERS = 48,
 	INLINE_SIZE_RECORDS = 8192,
 	INLINE_SIZE_THREADS = 256,
 	INLINE_SIZE_STUBS = 4, /* of a program that is entered where functions begin */
@@ -109,8 +112,10 @@ _Static_assert(sizeof(struct inline_record) == 192, "inline_record has no hidden
 _Static_assert(sizeof(struct inline_order) == 48, "inline_order has no hidden padding");
 _Static_assert(INLINE_PLACE_PATCHES + INLINE_SIZE_PATCHES * sizeof(struct inline_patch) <= INLINE_PLACE_RECORDS,
 	       "patches fit");
-_Static_assert(INLINE_PLACE_RECORDS + INLINE_SIZE_RECORDS * sizeof(struct inline_record) ==
-		       INLINE_PLACE_MANUAL_SPANS,
+_Static_assert(INLINE_PLACE_RECORDS + INLINE_SIZE_RECORDS * sizeof(struct inline_record) == INLINE_PLACE_COUNTERS,
 	       "records fit");
+_Static_assert(INLINE_PLACE_COUNTERS + INLINE_SIZE_CELLS * INLINE_SIZE_COUNTERS * sizeof(__u64) ==
+		       INLINE_PLACE_MANUAL_SPANS,
+	       "counters fit");
 
 #endif

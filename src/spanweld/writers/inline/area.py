@@ -85,11 +85,13 @@ class Area:
 
     def counters(self) -> dict[Counter, int]:
         """What the probes have counted."""
+        row = 8 * InlineSize.COUNTERS
+        rows = range(InlinePlace.COUNTERS, InlinePlace.COUNTERS + row * InlineSize.CELLS, row)
         return {
             counter: value
             for counter in Counter
             if counter is not Counter.MAX
-            and (value := _number(self._memory, InlinePlace.COUNTERS + 8 * counter, signed=True))
+            and (value := sum(_number(self._memory, at + 8 * counter, signed=True) for at in rows))
         }
 
     def drain(self) -> Iterator[bytes]:

@@ -27,74 +27,97 @@ void *memcpy(void *to, const void *from, unsigned long size)
 #define BUSY (~0ULL) /* no span has this id */
 
 /*
- * ---- manual_spans: buckets of entries, each owned by who made its id BUSY by compare-and-swap. A bucket's ids are one
- * cache line, apart from what they stand for: most of the table is in no cache.
+ * ---- manual_spans: buckets of entries, each owned by who made its id BUSY by compare-and-swap. Most of the table is
+ * in no cache: a bucket's ids are one line of it, and what they stand for is beside them, in the same page.
  */
 
-#define OPEN_SPANS_BUCKET 8
+#define OPEN_SPANS_BUCKET 7
 #define OPEN_SPANS_BUCKETS 8192
 
-struct open_span_ids {
-	__u64 ids[OPEN_SPANS_BUCKET]; /* 0: free */
-};
-
 struct open_span {
-	__u64 since; /* by the processor's clock: the oldest of a full bucket is forgotten, as of an LRU map */
 	struct manual_span span;
+	__u64 since; /* by the processor's clock: the oldest of a full bucket is forgotten, as of an LRU map */
 	__u64 pad;
 };
 
 struct open_spans {
-	struct open_span_ids ids[OPEN_SPANS_BUCKETS];
-	struct open_span spans[OPEN_SPANS_BUCKETS][OPEN_SPANS_BUCKET];
+	__u64 ids[OPEN_SPANS_BUCKET]; /* 0: free */
+	__u64 pad;
+	struct open_span spans[OPEN_SPANS_BUCKET];
 };
 
-_Static_assert(sizeof(struct open_span) == 64, "an open span is a cache line");
-_Static_assert(INLINE_PLACE_AREA + INLINE_PLACE_MANUAL_SPANS + sizeof(struct open_spans) == INLINE_PLACE_SPANS,
+_Static_assert(sizeof(struct open_span) == 64 && sizeof(struct open_spans) == 512, "whole cache lines");
+_Static_assert(INLINE_PLACE_AREA + INLINE_PLACE_MANUAL_SPANS + sizeof(struct open_spans) * OPEN_SPANS_BUCKETS ==
+		       INLINE_PLACE_SPANS,
 	       "the area is full");
-_Static_assert(sizeof(struct target) <= INLINE_PLACE_COUNTERS - INLINE_PLACE_TARGET, "the target fits");
+_Static_assert(sizeof(struct target) <= INLINE_PLACE_IN_FLIGHT - INLINE_PLACE_TARGET, "the target fits");
+_Static_assert((int)COUNT_MAX <= (int)INLINE_SIZE_COUNTERS, "counters fit");
 
-#define OPEN_SPANS ((struct open_spans *)(inline_area + INLINE_PLACE_MANUAL_SPANS))
+static __always_inline struct open_spans *open_spans_of(__u64 span_id)
+{
+	return (struct open_spans *)(inline_area + INLINE_PLACE_MANUAL_SPANS) + span_id % OPEN_SPANS_BUCKETS;
+}
 
 /* Number of a span's entry in its bucket, or -1. */
-static __attribute__((noinline)) int find_open_span(__u64 span_id)
+static __always_inline int find_open_span(const struct open_spans *bucket, __u64 span_id)
 {
-	const volatile __u64 *ids = OPEN_SPANS->ids[span_id % OPEN_SPANS_BUCKETS].ids;
-
 	for (int i = 0; i < OPEN_SPANS_BUCKET; i++)
-		if (ids[i] == span_id)
+		if (*(const volatile __u64 *)&bucket->ids[i] == span_id)
 			return span_id && span_id != BUSY ? i : -1;
 	return -1;
 }
 
+/* An entry that is nobody's but ours: a free one, else the oldest; or -1. */
+static __always_inline int claim_open_span(struct open_spans *bucket)
+{
+	int oldest = 0;
+	__u64 forgotten;
+
+	for (int i = 0; i < OPEN_SPANS_BUCKET; i++)
+		if (!__sync_val_compare_and_swap(&bucket->ids[i], 0, BUSY))
+			return i;
+	for (int i = 1; i < OPEN_SPANS_BUCKET; i++)
+		if (bucket->spans[i].since < bucket->spans[oldest].since)
+			oldest = i;
+	forgotten = *(volatile __u64 *)&bucket->ids[oldest];
+	if (forgotten == BUSY || __sync_val_compare_and_swap(&bucket->ids[oldest], forgotten, BUSY) != forgotten)
+		return -1;
+	return oldest;
+}
+
 static __attribute__((noinline)) long put_open_span(__u64 span_id, const struct manual_span *span)
 {
-	__u64 *ids = OPEN_SPANS->ids[span_id % OPEN_SPANS_BUCKETS].ids;
-	struct open_span *bucket = OPEN_SPANS->spans[span_id % OPEN_SPANS_BUCKETS];
-	int at = find_open_span(span_id), oldest = 0;
+	struct open_spans *bucket = open_spans_of(span_id);
+	int at = find_open_span(bucket, span_id);
 
 	if (at >= 0) {
-		bucket[at].span = *span;
+		bucket->spans[at].span = *span;
 		return 0;
 	}
-	for (int i = 0; i < OPEN_SPANS_BUCKET && at < 0; i++)
-		if (!*(volatile __u64 *)&ids[i] && !__sync_val_compare_and_swap(&ids[i], 0, BUSY))
-			at = i;
-	if (at < 0) {
-		__u64 forgotten;
-
-		for (int i = 1; i < OPEN_SPANS_BUCKET; i++)
-			if (bucket[i].since < bucket[oldest].since)
-				oldest = i;
-		forgotten = *(volatile __u64 *)&ids[oldest];
-		if (forgotten == BUSY || __sync_val_compare_and_swap(&ids[oldest], forgotten, BUSY) != forgotten)
-			return -1;
-		at = oldest;
-	}
-	bucket[at].since = __builtin_ia32_rdtsc();
-	bucket[at].span = *span;
-	__atomic_store_n(&ids[at], span_id, __ATOMIC_RELEASE);
+	at = claim_open_span(bucket);
+	if (at < 0)
+		return -1;
+	bucket->spans[at].since = __builtin_ia32_rdtsc();
+	bucket->spans[at].span = *span;
+	__atomic_store_n(&bucket->ids[at], span_id, __ATOMIC_RELEASE);
 	return 0;
+}
+
+static __attribute__((noinline)) struct manual_span *open_span_of(__u64 span_id)
+{
+	struct open_spans *bucket = open_spans_of(span_id);
+	int at = find_open_span(bucket, span_id);
+
+	return at < 0 ? NULL : &bucket->spans[at].span;
+}
+
+static __attribute__((noinline)) void remove_open_span(__u64 span_id)
+{
+	struct open_spans *bucket = open_spans_of(span_id);
+	int at = find_open_span(bucket, span_id);
+
+	if (at >= 0)
+		__atomic_store_n(&bucket->ids[at], 0, __ATOMIC_RELEASE);
 }
 
 /* ---- root_starts: in the map that BPF programs share, where one of them notes span ids */
@@ -115,19 +138,26 @@ static struct shared_start *own_start(bool claim)
 	return NULL;
 }
 
+/* By where the stack is, as the stubs choose a cell. */
+static __always_inline __u64 *own_counters(void)
+{
+	__u32 cell = (__u32)((__u64)__builtin_frame_address(0) >> 16) * 0x9E3779B1U /
+		     (0x100000000ULL / INLINE_SIZE_CELLS);
+
+	return (__u64 *)(inline_area + INLINE_PLACE_COUNTERS) + cell * INLINE_SIZE_COUNTERS;
+}
+
 /* ---- what the names in the programs mean */
 
 static __always_inline void *inline_lookup(enum inline_map map, const void *key)
 {
 	struct shared_start *start;
-	__u64 span_id;
-	int at;
 
 	switch (map) {
 	case INLINE_MAP_TARGETS:
 		return inline_area + INLINE_PLACE_TARGET;
 	case INLINE_MAP_COUNTERS:
-		return inline_area + INLINE_PLACE_COUNTERS + *(const __u32 *)key * sizeof(__u64);
+		return own_counters() + *(const __u32 *)key;
 	case INLINE_MAP_SPANS:
 		return inline_spans;
 	case INLINE_MAP_TASKS:
@@ -136,9 +166,7 @@ static __always_inline void *inline_lookup(enum inline_map map, const void *key)
 		start = own_start(false);
 		return start ? &start->start : NULL;
 	case INLINE_MAP_MANUAL_SPANS:
-		span_id = ((const struct manual_span_key *)key)->span_id;
-		at = find_open_span(span_id);
-		return at < 0 ? NULL : &OPEN_SPANS->spans[span_id % OPEN_SPANS_BUCKETS][at].span;
+		return open_span_of(((const struct manual_span_key *)key)->span_id);
 	default:
 		return NULL;
 	}
@@ -162,15 +190,9 @@ static __always_inline long inline_update(enum inline_map map, const void *key, 
 static __always_inline long inline_delete(enum inline_map map, const void *key)
 {
 	struct shared_start *start;
-	__u64 span_id;
-	int at;
 
 	if (map == INLINE_MAP_MANUAL_SPANS) {
-		span_id = ((const struct manual_span_key *)key)->span_id;
-		at = find_open_span(span_id);
-		if (at >= 0)
-			__atomic_store_n(&OPEN_SPANS->ids[span_id % OPEN_SPANS_BUCKETS].ids[at], 0,
-					 __ATOMIC_RELEASE);
+		remove_open_span(((const struct manual_span_key *)key)->span_id);
 	} else if (map == INLINE_MAP_ROOT_STARTS) {
 		start = own_start(false);
 		if (start) {

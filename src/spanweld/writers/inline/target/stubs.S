@@ -29,7 +29,7 @@
 
 #define PLACE_IN_FLIGHT 0x1000
 #define CELL_SHIFT 6 /* a cache line each */
-#define CELL_MASK 63
+#define CELL_TOP 26 /* of the product, the upper 6 bits: stacks are whole megabytes apart */
 #define OWNER_TID 0x3fffffff /* FUTEX_TID_MASK */
 #define DISPLACED 64 /* room for the displaced instructions and the jump behind them */
 
@@ -66,7 +66,8 @@
  */
 .macro find_cell
 	shrq $16, %rax
-	andl $CELL_MASK, %eax
+	imull $0x9E3779B1, %eax, %eax
+	shrl $CELL_TOP, %eax
 	shll $CELL_SHIFT, %eax
 	leaq inline_area+PLACE_IN_FLIGHT(%rip), %rcx
 	addq %rcx, %rax
