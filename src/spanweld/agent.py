@@ -49,7 +49,7 @@ from spanweld.probes.declaration import (
 from spanweld.probes.http_client import own_exports
 from spanweld.process.find import is_running
 from spanweld.process.listening import listening_ports
-from spanweld.process.priority import idle_priority
+from spanweld.process.priority import SparePriority
 from spanweld.resource import make_resource, read_host, read_process
 from spanweld.settings import AdoptMode, InjectMode, Priority, ProbesMode, Propagator, Settings, WriteMode
 from spanweld.writers import Choice, Writer, choose, choose_instead
@@ -60,6 +60,8 @@ from spanweld.writers.stop import writer as stop_writer
 BPF_OBJECT = Path(__file__).parent / "bpf/objects/spanweld.bpf.o"
 DRAIN_INTERVAL = 0.1
 CLOSE_TIMEOUT = 3.0
+SETTLING = 60.0
+"""Seconds for which a service that makes no spans by itself is waited for with all speed."""
 WAKES_UNASKED = 60.0
 """Seconds for which wakes are followed in a service that may send requests, and has sent none yet."""
 
@@ -134,6 +136,8 @@ class Target:
     wake_links: list[Link] = field(default_factory=list)
     follows_wakes: bool = False
     wakes_until: float = math.inf
+    settles_by: float = -math.inf
+    """Until then it is to be found out whether its layout is right, which some probes are there for alone."""
     pidfd: int = -1
     ended: bool = False
 
@@ -421,6 +425,8 @@ class Agent:
         ]
         for attached in self._attach(target, points):
             target.links.insert(0, attached)
+        if any(probe.until_verified for probe, _ in target.links):
+            target.settles_by = time.monotonic() + SETTLING
         if isinstance(writer, inline_writer.InlineWriter) and not starting:
             self._attach_inline(target, writer)
 
@@ -581,14 +587,14 @@ class Agent:
         """
         for descriptor in wake:
             self._selector.register(descriptor, selectors.EVENT_READ)
-        is_idle = self._settings.priority is Priority.IDLE
-        with idle_priority() if is_idle else contextlib.nullcontext():
-            self._follow_targets(stop)
+        with SparePriority(wanted=self._settings.priority is Priority.IDLE) as priority:
+            self._follow_targets(stop, priority)
 
-    def _follow_targets(self, stop: Callable[[], bool]) -> None:
+    def _follow_targets(self, stop: Callable[[], bool], priority: SparePriority) -> None:
         due = time.monotonic()
         while self._targets:
             ready = self._selector.select(max(0.0, due - time.monotonic()))
+            priority.pass_begins(due)
             for key, _ in ready:
                 target = key.data
                 if not isinstance(target, Target):
@@ -610,6 +616,7 @@ class Agent:
                     self._leave_wakes(target)
             for target in [target for target in self._targets.values() if target.ended]:
                 self.remove(target)
+            priority.pass_ends(in_a_hurry=any(now < target.settles_by for target in self._targets.values()))
 
     def _poll_writer(self, target: Target) -> None:
         for text in target.writer.poll():
@@ -682,6 +689,7 @@ class Agent:
             self._say(text)
 
     def _adoption_changed(self, target: Target, change: AdoptionChanged) -> None:
+        target.settles_by = -math.inf
         if change.mismatch:
             self._say(
                 f"pid {target.pid}: {change.mismatch}: manual spans are left alone; automatic spans go on"

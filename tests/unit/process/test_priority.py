@@ -4,12 +4,31 @@ from __future__ import annotations
 
 import os
 import threading
+import time
+from collections.abc import Iterator
 
-from spanweld.process.priority import idle_priority
+import pytest
+
+from spanweld.process import priority
+from spanweld.process.priority import SparePriority
 
 
 def policy() -> int:
     return os.sched_getscheduler(0)
+
+
+def make_pass(spare: SparePriority, *, waits: float = 0.0, late: float = 0.0, hurry: bool = False) -> None:
+    spare.pass_begins(time.monotonic() - late)
+    time.sleep(waits)
+    spare.pass_ends(in_a_hurry=hurry)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(priority, "PATIENCE", 0.1)
+    monkeypatch.setattr(priority, "CATCHES_UP", 0.2)
+    yield
+    assert policy() == os.SCHED_OTHER
 
 
 def test_all_threads_give_way_and_no_more_at_the_end() -> None:
@@ -24,7 +43,9 @@ def test_all_threads_give_way_and_no_more_at_the_end() -> None:
     thread = threading.Thread(target=older)
     thread.start()
     started.wait()
-    with idle_priority():
+    with SparePriority() as spare:
+        assert policy() == os.SCHED_OTHER
+        make_pass(spare)
         assert policy() == os.SCHED_IDLE
         assert os.sched_getscheduler(thread.native_id or 0) == os.SCHED_IDLE
         younger = threading.Thread(target=lambda: seen.append(policy()))
@@ -36,10 +57,49 @@ def test_all_threads_give_way_and_no_more_at_the_end() -> None:
     assert seen == [os.SCHED_IDLE, os.SCHED_OTHER]
 
 
+@pytest.mark.parametrize(("waits", "late"), [(0.15, 0.0), (0.0, 0.15)])
+def test_who_had_to_wait_catches_up(waits: float, late: float) -> None:
+    with SparePriority() as spare:
+        make_pass(spare)
+        assert policy() == os.SCHED_IDLE
+        make_pass(spare, waits=waits, late=late)
+        assert policy() == os.SCHED_OTHER
+        make_pass(spare)
+        assert policy() == os.SCHED_OTHER
+        time.sleep(0.2)
+        make_pass(spare)
+        assert policy() == os.SCHED_IDLE
+
+
+def test_work_is_no_waiting() -> None:
+    with SparePriority() as spare:
+        spare.pass_begins(time.monotonic())
+        until = time.process_time() + 0.2
+        while time.process_time() < until:
+            pass
+        spare.pass_ends(in_a_hurry=False)
+        # What the machine took of it meanwhile is waiting, indeed.
+        assert policy() == os.SCHED_IDLE
+
+
+def test_nobody_gives_way_in_a_hurry_or_where_it_is_not_wanted() -> None:
+    with SparePriority() as spare:
+        make_pass(spare, hurry=True)
+        assert policy() == os.SCHED_OTHER
+        make_pass(spare)
+        assert policy() == os.SCHED_IDLE
+        make_pass(spare, hurry=True)
+        assert policy() == os.SCHED_OTHER
+    with SparePriority(wanted=False) as spare:
+        make_pass(spare)
+        assert policy() == os.SCHED_OTHER
+
+
 def test_another_policy_is_kept() -> None:
     os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     try:
-        with idle_priority():
+        with SparePriority() as spare:
+            make_pass(spare)
             assert policy() == os.SCHED_BATCH
         assert policy() == os.SCHED_BATCH
     finally:
@@ -47,9 +107,10 @@ def test_another_policy_is_kept() -> None:
 
 
 def test_it_ends_with_an_error_too() -> None:
-    try:
-        with idle_priority():
+    def fail() -> None:
+        with SparePriority() as spare:
+            make_pass(spare)
             raise RuntimeError
-    except RuntimeError:
-        pass
-    assert policy() == os.SCHED_OTHER
+
+    with pytest.raises(RuntimeError):
+        fail()
