@@ -5,7 +5,7 @@
  *	inline_cost CODE ROUNDS STUB_NEW_TRACE_ID DISPLACED STUB_BUILD DISPLACED STUB_END DISPLACED BEHIND_SPAWN BACK COOKIE
  *
  * CODE is the flat code; addresses are offsets in it. Prints "NAME NANOSECONDS" lines, medians of rounds, and
- * ends with 1 if an adoption came out wrong, or a register, a flag or the red zone was not left as it was where
+ * ends with 1 if an adoption came out wrong, also of many spans that are open at once, or a register, a flag or the red zone was not left as it was where
  * a task is spawned.
  */
 #define _GNU_SOURCE
@@ -26,7 +26,8 @@
 #include "tokio_tasks.h"
 
 #define CALLS 200000
-#define SPANS_SIZE (4096UL * 2048)
+#define MANY 20000 /* not divided by 7 */
+#define SPANS_SIZE (SHARED_ELEMENTS * sizeof(struct span_bucket))
 #define RETURN 0xc3
 #define TASK 7
 #define TRACE_LOW 0x1111222233334444ULL
@@ -231,6 +232,31 @@ static void adopt(new_trace_id *begin, build_recording_span *build, ensure_ended
 		 *(uint64_t *)(span + 0x150) != SERVER_SPAN;
 }
 
+/*
+ * More open spans than the near part of their table has room for, whose ends come in another order. A task's stack has
+ * no room for all of them, so each is to be the server span's child.
+ */
+static void adopt_many(new_trace_id *begin, build_recording_span *build, ensure_ended *end)
+{
+	static struct context open[MANY];
+	struct target *target = (struct target *)(base + INLINE_PLACE_AREA + INLINE_PLACE_TARGET);
+
+	target->adopt_mode = ADOPT_SERVER;
+	for (uint64_t i = 0; i < MANY; i++) {
+		unsigned __int128 trace_id = begin(NULL);
+
+		open[i] = (struct context){.trace_id = {trace_id, trace_id >> 64}, .flags = 1};
+		open[i].span_id = ~i * 0x9e3779b97f4a7c15ULL | 1;
+		build(span, NULL, &parent, &open[i]);
+	}
+	for (uint64_t i = 0; i < MANY; i++) {
+		memcpy(span, &open[i * 7 % MANY], sizeof(context));
+		*(uint64_t *)(span + 0x150) = 0;
+		end(span, 0, ~0U);
+		wrong += *(uint64_t *)(span + 0x150) != SERVER_SPAN;
+	}
+}
+
 static int compare(const void *a, const void *b)
 {
 	return *(const double *)a < *(const double *)b ? -1 : *(const double *)a > *(const double *)b;
@@ -311,6 +337,7 @@ int main(int argc, char **argv)
 		idle[round] = (double)(t[3] - t[2]) / CALLS - bare[round];
 		adoption[round] = (double)(t[4] - t[3]) / CALLS;
 	}
+	adopt_many(begin, (build_recording_span *)(base + at[2]), (ensure_ended *)(base + at[4]));
 	printf("no_agent %.1f\nno_request %.1f\nadoption %.1f\nspawn %.1f\n", median(dead, rounds),
 	       median(idle, rounds), median(adoption, rounds), median(spawn, rounds));
 	if (wrong)

@@ -214,7 +214,7 @@ class InlinePlace(IntEnum):
 
     GUARD = 65536
     AREA = 69632
-    SPANS = 5881856
+    SPANS = 6144000
     WOKEN = 1024
     TARGET = 2048
     IN_FLIGHT = 4096

@@ -21,7 +21,7 @@
 enum inline_place {
 	INLINE_PLACE_GUARD = 0x10000, /* what lies before is code */
 	INLINE_PLACE_AREA = 0x11000,
-	INLINE_PLACE_SPANS = 0x59c000,
+	INLINE_PLACE_SPANS = 0x5dc000,
 	INLINE_PLACE_WOKEN =
 		0x400, /* in the area: __u32 [INLINE_SIZE_STUBS], how far each has shown what it is given */
 	INLINE_PLACE_TARGET = 0x800, /* struct target */

@@ -27,12 +27,14 @@ void *memcpy(void *to, const void *from, unsigned long size)
 #define BUSY (~0ULL) /* no span has this id */
 
 /*
- * ---- manual_spans: buckets of entries, each owned by who made its id BUSY by compare-and-swap. Most of the table is
- * in no cache: a bucket's ids are one line of it, and what they stand for is beside them, in the same page.
+ * ---- manual_spans: buckets of entries, each owned by who made its id BUSY by compare-and-swap. A bucket's ids are one
+ * cache line. Nearly always all open spans are in the near buckets, which are few, and so in some cache; those that
+ * find no room there are in the far ones.
  */
 
 #define OPEN_SPANS_BUCKET 7
-#define OPEN_SPANS_BUCKETS 8192
+#define OPEN_SPANS_NEAR 512
+#define OPEN_SPANS_FAR 8192
 
 struct open_span {
 	struct manual_span span;
@@ -42,24 +44,32 @@ struct open_span {
 
 struct open_spans {
 	__u64 ids[OPEN_SPANS_BUCKET]; /* 0: free */
-	__u64 pad;
+	__u64 beyond; /* of a near bucket: how many that belong here are in a far one */
 	struct open_span spans[OPEN_SPANS_BUCKET];
 };
 
 _Static_assert(sizeof(struct open_span) == 64 && sizeof(struct open_spans) == 512, "whole cache lines");
-_Static_assert(INLINE_PLACE_AREA + INLINE_PLACE_MANUAL_SPANS + sizeof(struct open_spans) * OPEN_SPANS_BUCKETS ==
+_Static_assert(INLINE_PLACE_AREA + INLINE_PLACE_MANUAL_SPANS +
+			       sizeof(struct open_spans) * (OPEN_SPANS_NEAR + OPEN_SPANS_FAR) ==
 		       INLINE_PLACE_SPANS,
 	       "the area is full");
 _Static_assert(sizeof(struct target) <= INLINE_PLACE_IN_FLIGHT - INLINE_PLACE_TARGET, "the target fits");
 _Static_assert((int)COUNT_MAX <= (int)INLINE_SIZE_COUNTERS, "counters fit");
 
-static __always_inline struct open_spans *open_spans_of(__u64 span_id)
+#define OPEN_SPANS ((struct open_spans *)(inline_area + INLINE_PLACE_MANUAL_SPANS))
+
+static __always_inline struct open_spans *near_of(__u64 span_id)
 {
-	return (struct open_spans *)(inline_area + INLINE_PLACE_MANUAL_SPANS) + span_id % OPEN_SPANS_BUCKETS;
+	return &OPEN_SPANS[span_id % OPEN_SPANS_NEAR];
 }
 
-/* Number of a span's entry in its bucket, or -1. */
-static __always_inline int find_open_span(const struct open_spans *bucket, __u64 span_id)
+static __always_inline struct open_spans *far_of(__u64 span_id)
+{
+	return &OPEN_SPANS[OPEN_SPANS_NEAR + span_id % OPEN_SPANS_FAR];
+}
+
+/* Number of a span's entry in a bucket, or -1. */
+static __always_inline int find_in(const struct open_spans *bucket, __u64 span_id)
 {
 	for (int i = 0; i < OPEN_SPANS_BUCKET; i++)
 		if (*(const volatile __u64 *)&bucket->ids[i] == span_id)
@@ -67,57 +77,87 @@ static __always_inline int find_open_span(const struct open_spans *bucket, __u64
 	return -1;
 }
 
-/* An entry that is nobody's but ours: a free one, else the oldest; or -1. */
-static __always_inline int claim_open_span(struct open_spans *bucket)
+/* A span's bucket, and in *at the number of its entry, -1 if it has none. */
+static __attribute__((noinline)) struct open_spans *find_open_span(__u64 span_id, int *at)
+{
+	struct open_spans *bucket = near_of(span_id);
+
+	*at = find_in(bucket, span_id);
+	if (*at < 0 && *(volatile __u64 *)&bucket->beyond) {
+		bucket = far_of(span_id);
+		*at = find_in(bucket, span_id);
+	}
+	return bucket;
+}
+
+/* A free entry, which is nobody's but ours then; or -1. */
+static __always_inline int claim_free(struct open_spans *bucket)
+{
+	for (int i = 0; i < OPEN_SPANS_BUCKET; i++)
+		if (!__sync_val_compare_and_swap(&bucket->ids[i], 0, BUSY))
+			return i;
+	return -1;
+}
+
+static __always_inline int claim_oldest(struct open_spans *bucket)
 {
 	int oldest = 0;
 	__u64 forgotten;
 
-	for (int i = 0; i < OPEN_SPANS_BUCKET; i++)
-		if (!__sync_val_compare_and_swap(&bucket->ids[i], 0, BUSY))
-			return i;
 	for (int i = 1; i < OPEN_SPANS_BUCKET; i++)
 		if (bucket->spans[i].since < bucket->spans[oldest].since)
 			oldest = i;
 	forgotten = *(volatile __u64 *)&bucket->ids[oldest];
-	if (forgotten == BUSY || __sync_val_compare_and_swap(&bucket->ids[oldest], forgotten, BUSY) != forgotten)
+	if (!forgotten || forgotten == BUSY ||
+	    __sync_val_compare_and_swap(&bucket->ids[oldest], forgotten, BUSY) != forgotten)
 		return -1;
+	__sync_fetch_and_add(&near_of(forgotten)->beyond, -1);
 	return oldest;
 }
 
 static __attribute__((noinline)) long put_open_span(__u64 span_id, const struct manual_span *span)
 {
-	struct open_spans *bucket = open_spans_of(span_id);
-	int at = find_open_span(bucket, span_id);
+	int at;
+	struct open_spans *bucket = find_open_span(span_id, &at);
 
 	if (at >= 0) {
 		bucket->spans[at].span = *span;
 		return 0;
 	}
-	at = claim_open_span(bucket);
-	if (at < 0)
-		return -1;
+	bucket = near_of(span_id);
+	at = claim_free(bucket);
+	if (at < 0) {
+		bucket = far_of(span_id);
+		at = claim_free(bucket);
+		if (at < 0)
+			at = claim_oldest(bucket);
+		if (at < 0)
+			return -1;
+		__sync_fetch_and_add(&near_of(span_id)->beyond, 1);
+	}
 	bucket->spans[at].since = __builtin_ia32_rdtsc();
 	bucket->spans[at].span = *span;
 	__atomic_store_n(&bucket->ids[at], span_id, __ATOMIC_RELEASE);
 	return 0;
 }
 
-static __attribute__((noinline)) struct manual_span *open_span_of(__u64 span_id)
+static __always_inline struct manual_span *open_span_of(__u64 span_id)
 {
-	struct open_spans *bucket = open_spans_of(span_id);
-	int at = find_open_span(bucket, span_id);
+	int at;
+	struct open_spans *bucket = find_open_span(span_id, &at);
 
 	return at < 0 ? NULL : &bucket->spans[at].span;
 }
 
-static __attribute__((noinline)) void remove_open_span(__u64 span_id)
+static __always_inline void remove_open_span(__u64 span_id)
 {
-	struct open_spans *bucket = open_spans_of(span_id);
-	int at = find_open_span(bucket, span_id);
+	int at;
+	struct open_spans *bucket = find_open_span(span_id, &at);
 
-	if (at >= 0)
-		__atomic_store_n(&bucket->ids[at], 0, __ATOMIC_RELEASE);
+	if (at < 0 || __sync_val_compare_and_swap(&bucket->ids[at], span_id, 0) != span_id)
+		return;
+	if (bucket != near_of(span_id))
+		__sync_fetch_and_add(&near_of(span_id)->beyond, -1);
 }
 
 /* ---- root_starts: in the map that BPF programs share, where one of them notes span ids */
