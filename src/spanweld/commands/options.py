@@ -84,8 +84,8 @@ def tracing_options(function: Function) -> Function:
             default=Priority.IDLE.value,
             envvar="SPANWELD_PRIORITY",
             show_default=True,
-            help="When the agent decodes and exports: while nobody wants the processor (idle), or like any "
-            "other process. On a host whose processors are all taken, idle loses spans, which are counted.",
+            help="When the agent decodes and exports: while nobody else wants the processor (idle, but for a "
+            "second now and then), or like any other process. Spans that are lost so are counted.",
         ),
         click.option(
             "--exclude-path",
