@@ -35,8 +35,9 @@ PATCHED = (
     "at_load",
     "at_branch",
     "at_call",
+    "at_jump",
 )
-REFUSED = ("at_jump", "at_short_jump", "at_ret")
+REFUSED = ("at_short_jump", "at_ret")
 PROGRAMS = ("otel_new_trace_id", "otel_build_recording_span", "otel_ensure_ended_and_exported")
 SPANS_SIZE = 1 << 20
 

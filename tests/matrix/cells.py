@@ -41,6 +41,15 @@ class Cell:
         return self.api == "raw" and _numbers(self.sdk) <= LAST_IDS_BY_HAND
 
 
+REPRESENTATIVE = (
+    Cell("0.21", "tracing", "release"),
+    Cell("0.24", "raw", "fatlto"),
+    Cell("0.28", "tracing", "stripped"),
+    Cell("0.33", "raw", "release"),
+)
+"""Of each way in which spans are seen, one."""
+
+
 @dataclass(frozen=True, slots=True)
 class Versions:
     """The exact versions of the crates behind ``0.24``, from the lock file."""

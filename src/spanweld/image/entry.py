@@ -4,7 +4,8 @@ They are a function's first ones, or a single one within a function that is as l
 The jump is five bytes long. The instructions that begin in them are displaced: they run elsewhere, and then
 jump back to what follows them. So nothing may lead to a place between the first and the last of these bytes.
 The last of them may be a call. Elsewhere that is a push of the address to which it returned, and a jump: so
-what is called returns to where it would have, and no address of elsewhere is on the stack.
+what is called returns to where it would have, and no address of elsewhere is on the stack. It may also be a
+jump, behind which nothing is displaced.
 """
 
 from __future__ import annotations
@@ -65,10 +66,13 @@ def find_entry(image: Image, function: Function) -> Entry | str:
         if instruction.is_invalid:
             return f"{function.name} begins with bytes that are no instruction"
         goes_on = (x86.FlowControl.NEXT, x86.FlowControl.CONDITIONAL_BRANCH)
-        if instruction.flow_control not in goes_on and not _is_call(instruction):
+        is_jump = instruction.flow_control == x86.FlowControl.UNCONDITIONAL_BRANCH
+        if instruction.flow_control not in goes_on and not is_jump and not _is_call(instruction):
             return f"{function.name} begins with {_text(instruction)}, which cannot be displaced"
         displaced.append(instruction)
         size += instruction.len
+        if is_jump:
+            break
     if size - first_byte < JUMP_SIZE:
         return f"{function.name} is too short for a jump"
     address = VirtAddr(function.address + first_byte)
