@@ -389,7 +389,7 @@ SPANS_INLINE int wakes_make_room(struct wake_bucket *bucket)
 	return WAKES_BUSY;
 }
 
-/* Makes a task's record: its number, and nobody else can be at it; or < 0. Under the bucket's lock. */
+/* Makes a task's record: its number, and nobody else is at it; or WAKES_BUSY. Under the bucket's lock. */
 SPANS_INLINE int wakes_make(struct wake_bucket *bucket, __u64 task_key, const struct wakes_entry *entry)
 {
 	struct wake_record *record;
@@ -409,6 +409,29 @@ SPANS_INLINE int wakes_make(struct wake_bucket *bucket, __u64 task_key, const st
 	return at;
 }
 
+/* The same, for who does not have the lock; WAKES_ABSENT: others add one. Whoever fails has said so before. */
+SPANS_INLINE int wakes_add(struct wake_bucket *bucket, __u64 task_key, struct wakes_entry *entry)
+{
+	int at = WAKES_ABSENT;
+
+	if (!wakes_lock(&bucket->sequence)) {
+		wakes_doubt(bucket, task_key);
+		return WAKES_ABSENT;
+	}
+	if (wakes_find(bucket, task_key) < 0)
+		at = wakes_make(bucket, task_key, entry);
+	wakes_unlock(&bucket->sequence);
+	if (at == WAKES_BUSY)
+		wakes_doubt(bucket, task_key);
+	if (at < 0)
+		return at;
+	entry->missed = bucket->records[at & (WAKE_BUCKET - 1)].missed_before;
+	/* Somebody could not add it in the meantime. */
+	if (wakes_doubtful(bucket) >= task_key)
+		bucket->records[at & (WAKE_BUCKET - 1)].is_complete = 0;
+	return at;
+}
+
 /*
  * Enters a task's record: its number, until wakes_leave() nobody else is at it; or enum wakes_entered. One
  * that could not be entered knows that it lacks something, unless there is none.
@@ -421,42 +444,24 @@ SPANS_INLINE int wakes_enter(struct wake_bucket *bucket, __u64 task_key, struct 
 	if (at < 0 && !entry->adds)
 		return WAKES_ABSENT;
 	if (at < 0) {
-		if (wakes_lock(&bucket->sequence)) {
-			bool is_new;
-
-			at = wakes_find(bucket, task_key);
-			is_new = at < 0;
-			if (is_new)
-				at = wakes_make(bucket, task_key, entry);
-			wakes_unlock(&bucket->sequence);
-			if (is_new) {
-				if (at < 0)
-					wakes_doubt(bucket, task_key);
-				/* Who could not add it meanwhile has said so before it looked for this one. */
-				else if (wakes_doubtful(bucket) >= task_key)
-					bucket->records[at & (WAKE_BUCKET - 1)].is_complete = 0;
-				if (at >= 0)
-					entry->missed = bucket->records[at & (WAKE_BUCKET - 1)].missed_before;
-				return at;
-			}
-		} else {
-			wakes_doubt(bucket, task_key);
-			at = wakes_find(bucket, task_key);
-			if (at < 0)
-				return WAKES_BUSY;
-		}
+		at = wakes_add(bucket, task_key, entry);
+		if (at != WAKES_ABSENT)
+			return at;
+		at = wakes_find(bucket, task_key);
+		if (at < 0)
+			return WAKES_BUSY;
 	}
 	record = &bucket->records[at & (WAKE_BUCKET - 1)];
 	entry->missed = wakes_missed(record);
-	if (wakes_lock(&record->sequence)) {
-		if (*(volatile __u64 *)&bucket->keys[at & (WAKE_BUCKET - 1)] == task_key)
-			return at;
-		/* Given to another task since it was found. */
-		wakes_unlock(&record->sequence);
-		wakes_doubt(bucket, task_key);
+	if (!wakes_lock(&record->sequence)) {
+		__sync_fetch_and_add(&record->missed, 1);
 		return WAKES_BUSY;
 	}
-	__sync_fetch_and_add(&record->missed, 1);
+	if (*(volatile __u64 *)&bucket->keys[at & (WAKE_BUCKET - 1)] == task_key)
+		return at;
+	/* Given to another task since it was found. */
+	wakes_unlock(&record->sequence);
+	wakes_doubt(bucket, task_key);
 	return WAKES_BUSY;
 }
 
