@@ -5,8 +5,8 @@
  *	inline_cost CODE ROUNDS STUB_NEW_TRACE_ID DISPLACED STUB_BUILD DISPLACED STUB_END DISPLACED BEHIND_SPAWN BACK COOKIE
  *
  * CODE is the flat code; addresses are offsets in it. Prints "NAME NANOSECONDS" lines, medians of rounds, and
- * ends with 1 if an adoption came out wrong, also of many spans that are open at once, or a register, a flag or the red zone was not left as it was where
- * a task is spawned.
+ * ends with 1 if an adoption came out wrong, also of many spans that are open at once, or a register, a flag or the
+ * red zone was not left as it was where a task is spawned.
  */
 #define _GNU_SOURCE
 #include <linux/types.h>

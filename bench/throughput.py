@@ -110,7 +110,6 @@ class Run:
 
     rate: float
     """Requests a second."""
-    requests: int
     processor: float
     """Nanoseconds that the service's threads ran, for a request."""
 
@@ -139,8 +138,7 @@ def run_wrk(
         raise SystemExit(f"{url}: requests failed\n{result}")
     match = re.search(r"(\d+) requests in (?s:.*)Requests/sec:\s+([\d.]+)", result)
     assert match is not None
-    requests = int(match[1])
-    return Run(float(match[2]), requests, (processor_time(service.pid) - before) / requests)
+    return Run(float(match[2]), (processor_time(service.pid) - before) / int(match[1]))
 
 
 def take_turns(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from enum import Enum
 from typing import Any, TypeVar
 
 import click
@@ -31,6 +32,18 @@ from spanweld.settings import (
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
+def _choice(name: str, default: Enum, description: str) -> Callable[[Function], Function]:
+    """``--name``, or SPANWELD_NAME: one of the values of the default's type."""
+    return click.option(
+        f"--{name}",
+        type=click.Choice([value.value for value in type(default)]),
+        default=default.value,
+        envvar=f"SPANWELD_{name.upper()}",
+        show_default=True,
+        help=description,
+    )
+
+
 def tracing_options(function: Function) -> Function:
     """Adds what says how a target is traced."""
     options = (
@@ -43,48 +56,33 @@ def tracing_options(function: Function) -> Function:
             help="Where automatic spans go; repeatable. The console tree also shows the service's own spans. "
             "Default: otlp if OTEL_EXPORTER_OTLP_ENDPOINT is set, else console.",
         ),
-        click.option(
-            "--write",
-            type=click.Choice([mode.value for mode in WriteMode]),
-            default=WriteMode.AUTO.value,
-            envvar="SPANWELD_WRITE",
-            show_default=True,
-            help="How adoptions reach the service's memory; `spanweld doctor` shows what this host allows. "
+        _choice(
+            "write",
+            WriteMode.AUTO,
+            "How adoptions reach the service's memory; `spanweld doctor` shows what this host allows. "
             "off: nothing is written, automatic spans link to manual ones.",
         ),
-        click.option(
-            "--probes",
-            type=click.Choice([mode.value for mode in ProbesMode]),
-            default=ProbesMode.AUTO.value,
-            envvar="SPANWELD_PROBES",
-            show_default=True,
-            help="How the SDK's functions are probed: by the kernel (uprobe), or by code put into the "
+        _choice(
+            "probes",
+            ProbesMode.AUTO,
+            "How the SDK's functions are probed: by the kernel (uprobe), or by code put into the "
             "service (inline), which costs nanoseconds, where it allows that. auto is what --write needs.",
         ),
-        click.option(
-            "--adopt",
-            type=click.Choice([mode.value for mode in AdoptMode]),
-            default=AdoptMode.ACTIVE.value,
-            envvar="SPANWELD_ADOPT",
-            show_default=True,
-            help="Parent of a manual root: the innermost active span, or always the server span.",
+        _choice(
+            "adopt",
+            AdoptMode.ACTIVE,
+            "Parent of a manual root: the innermost active span, or always the server span.",
         ),
-        click.option(
-            "--inject",
-            type=click.Choice([mode.value for mode in InjectMode]),
-            default=InjectMode.AUTO.value,
-            envvar="SPANWELD_INJECT",
-            show_default=True,
-            help="Whether requests that the service sends get a traceparent header, unless it wrote one. "
+        _choice(
+            "inject",
+            InjectMode.AUTO,
+            "Whether requests that the service sends get a traceparent header, unless it wrote one. "
             "auto: where a trial at start shows that this kernel does not harm transfers.",
         ),
-        click.option(
-            "--priority",
-            type=click.Choice([priority.value for priority in Priority]),
-            default=Priority.IDLE.value,
-            envvar="SPANWELD_PRIORITY",
-            show_default=True,
-            help="When the agent decodes and exports: while nobody else wants the processor (idle, but for a "
+        _choice(
+            "priority",
+            Priority.IDLE,
+            "When the agent decodes and exports: while nobody else wants the processor (idle, but for a "
             "second now and then), or like any other process. Spans that are lost so are counted.",
         ),
         click.option(
