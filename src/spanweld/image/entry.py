@@ -23,6 +23,11 @@ from spanweld.model import VirtAddr
 JUMP_SIZE = 5
 _MAX_INSTRUCTION = 15
 _MAX_TABLE = 4096
+_MOVABLE = (
+    x86.FlowControl.NEXT,
+    x86.FlowControl.CONDITIONAL_BRANCH,
+    x86.FlowControl.UNCONDITIONAL_BRANCH,
+)
 _BRANCHES = (
     x86.FlowControl.UNCONDITIONAL_BRANCH,
     x86.FlowControl.CONDITIONAL_BRANCH,
@@ -65,13 +70,11 @@ def find_entry(image: Image, function: Function) -> Entry | str:
             break
         if instruction.is_invalid:
             return f"{function.name} begins with bytes that are no instruction"
-        goes_on = (x86.FlowControl.NEXT, x86.FlowControl.CONDITIONAL_BRANCH)
-        is_jump = instruction.flow_control == x86.FlowControl.UNCONDITIONAL_BRANCH
-        if instruction.flow_control not in goes_on and not is_jump and not _is_call(instruction):
+        if instruction.flow_control not in _MOVABLE and not _is_call(instruction):
             return f"{function.name} begins with {_text(instruction)}, which cannot be displaced"
         displaced.append(instruction)
         size += instruction.len
-        if is_jump:
+        if instruction.flow_control == x86.FlowControl.UNCONDITIONAL_BRANCH:
             break
     if size - first_byte < JUMP_SIZE:
         return f"{function.name} is too short for a jump"
