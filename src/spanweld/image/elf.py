@@ -63,7 +63,8 @@ MAX_SECTION = 1 << 29
 _MAX_PROGRAM_HEADERS = 1 << 8
 _MAX_SECTIONS = 1 << 16
 _MAX_NOTES = 1 << 16
-_MAX_RELOCATIONS = 1 << 26
+MAX_RELOCATIONS = 1 << 26
+"""Bytes: no more than this is read of them, for the same reason."""
 
 REBUILD = "take the file again from its build, or name another one"
 """The remedy for a damaged file."""
@@ -312,7 +313,7 @@ class Image:
         section = self.section(".rela.dyn")
         if section is None or section.type != _SHT_RELA:
             return slots, addends
-        size = min(section.size, _MAX_RELOCATIONS) // _RELA.size * _RELA.size
+        size = min(section.size, MAX_RELOCATIONS) // _RELA.size * _RELA.size
         for _, piece in self.chunks(section.offset, size, record=_RELA.size):
             words = memoryview(piece).cast("Q")
             kinds = words[1::3].tolist()

@@ -10,8 +10,9 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Iterator
+from weakref import WeakKeyDictionary
 
-from spanweld.image.elf import Image
+from spanweld.image.elf import MAX_RELOCATIONS, Image
 
 _PT_GNU_RELRO = 0x6474E552
 _SHT_RELA = 4
@@ -25,35 +26,45 @@ _MAX_AREA = 1 << 26
 _MAX_STRING = 1 << 10
 
 
+# Address and bytes of each area. Whoever follows code asks for them, and to relocate them takes a while.
+_areas_of: WeakKeyDictionary[Image, list[tuple[int, bytearray]]] = WeakKeyDictionary()
+
+
+def _relocated(image: Image) -> list[tuple[int, bytearray]]:
+    areas: list[tuple[int, bytearray]] = []
+    left = _MAX_AREA
+    for segment in image.segments:
+        relocated = segment.type == _PT_GNU_RELRO
+        constant = not image.is_pie and segment in image.loads and not segment.executable
+        if not relocated and (not constant or segment.writable):
+            continue
+        data = image.read_memory(segment.address, min(segment.file_size, left) & ~7)
+        if data and segment.address % 8 == 0:
+            areas.append((segment.address, bytearray(data)))
+            left -= len(data)
+    # Packed relocations (.relr.dyn) keep the address in the word itself: nothing is due for them.
+    section = image.section(".rela.dyn")
+    if not areas or section is None or section.type != _SHT_RELA:
+        return areas
+    size = min(section.size, MAX_RELOCATIONS) // _RELA.size * _RELA.size
+    for _, piece in image.chunks(section.offset, size, record=_RELA.size):
+        for slot, kind, addend in _RELA.iter_unpack(piece[: len(piece) // _RELA.size * _RELA.size]):
+            if kind != _R_X86_64_RELATIVE:
+                continue
+            for start, area in areas:
+                if start <= slot <= start + len(area) - 8:
+                    _WORD.pack_into(area, slot - start, addend & _MASK)
+    return areas
+
+
 class Pointers:
     """Words of 8 bytes at addresses; aligned ones only."""
 
     def __init__(self, image: Image) -> None:
         self._image = image
-        self._areas: list[tuple[int, bytearray]] = []
-        for segment in image.segments:
-            relocated = segment.type == _PT_GNU_RELRO
-            constant = not image.is_pie and segment in image.loads and not segment.executable
-            if not relocated and (not constant or segment.writable):
-                continue
-            left = _MAX_AREA - sum(len(area) for _, area in self._areas)
-            data = image.read_memory(segment.address, min(segment.file_size, left) & ~7)
-            if data and segment.address % 8 == 0:
-                self._areas.append((segment.address, bytearray(data)))
-        self._relocate()
-
-    def _relocate(self) -> None:
-        # Packed relocations (.relr.dyn) keep the address in the word itself: nothing is due for them.
-        section = self._image.section(".rela.dyn")
-        if section is None or section.type != _SHT_RELA:
-            return
-        size = section.size // _RELA.size * _RELA.size
-        for start, area in self._areas:
-            end = start + len(area) - 7
-            for _, piece in self._image.chunks(section.offset, size, record=_RELA.size):
-                for slot, kind, addend in _RELA.iter_unpack(piece[: len(piece) // _RELA.size * _RELA.size]):
-                    if kind == _R_X86_64_RELATIVE and start <= slot < end:
-                        _WORD.pack_into(area, slot - start, addend & _MASK)
+        if image not in _areas_of:
+            _areas_of[image] = _relocated(image)
+        self._areas = _areas_of[image]
 
     def word(self, address: int) -> int | None:
         """The word at ``address``; None for what is not among these constants."""

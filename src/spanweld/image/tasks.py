@@ -109,10 +109,9 @@ def find_new_task_ids(image: Image) -> tuple[IdPlace, ...] | str:
         counters = [(VirtAddr(address), FoundBy.CODE) for address in _guess_counter(image)]
         if len(counters) != 1:
             return "it has no symbols, and no code shows where tokio counts its tasks"
+    takers = _takers(image)
     places = [
-        place
-        for address, found_by in counters
-        for place in _places(image, _takers(image).get(address, ()), found_by)
+        place for address, found_by in counters for place in _places(image, takers.get(address, ()), found_by)
     ]
     if not places:
         places = [
