@@ -90,15 +90,6 @@ class Job:
     """Seconds from the start of the machine."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Outcome:
-    """What a command left behind."""
-
-    exit_code: int
-    stdout: bytes
-    stderr: bytes
-
-
 # --- the kernel package ---
 
 
@@ -409,13 +400,6 @@ def run(
         raise MachineError(
             "the machine ended before its command; the last it said:\n  " + "\n  ".join(last or ["(nothing)"])
         )
-
-
-def capture(job: Job, kernel: Kernel) -> Outcome:
-    """Like `run`, with the command's output as bytes."""
-    stdout, stderr = io.BytesIO(), io.BytesIO()
-    code = run(job, kernel, stdout=stdout, stderr=stderr)
-    return Outcome(code, stdout.getvalue(), stderr.getvalue())
 
 
 def _arguments(job: Job, kernel: Kernel, initramfs: int, fds: Mapping[str, int]) -> list[str]:
