@@ -49,7 +49,7 @@ from spanweld.probes.declaration import (
 from spanweld.probes.http_client import own_exports
 from spanweld.process.find import is_running
 from spanweld.process.listening import listening_ports
-from spanweld.process.priority import SparePriority
+from spanweld.process.priority import LOOKS_EACH, SparePriority, StarvationWatch
 from spanweld.resource import make_resource, read_host, read_process
 from spanweld.settings import AdoptMode, InjectMode, Priority, ProbesMode, Propagator, Settings, WriteMode
 from spanweld.writers import Choice, Writer, choose, choose_instead
@@ -59,6 +59,8 @@ from spanweld.writers.stop import writer as stop_writer
 
 BPF_OBJECT = Path(__file__).parent / "bpf/objects/spanweld.bpf.o"
 DRAIN_INTERVAL = 0.1
+PASS_LIMIT = 5000
+"""Events in a pass, between which nothing else is looked at: a quarter of a second's work."""
 CLOSE_TIMEOUT = 3.0
 SETTLING = 60.0
 """Seconds for which a service that makes no spans by itself is waited for with all speed."""
@@ -242,7 +244,8 @@ class Agent:
         host.require()
         self._exporters = make_exporters(self._settings, sys.stdout, self._say)
         remove_stale()
-        self._keeper = LinkKeeper()
+        gives_way = self._settings.priority is Priority.IDLE
+        self._keeper = LinkKeeper(StarvationWatch(os.getpid()).look if gives_way else None, LOOKS_EACH)
         self._object, choice = load_programs(self._settings, host)
         self._object.keeper = self._keeper
         self._attach_tracepoints(for_stop_writer=False)
@@ -607,7 +610,7 @@ class Agent:
                 return
             now = time.monotonic()
             if now >= due or ready:
-                self._drain()
+                self._drain(PASS_LIMIT)
                 due = now + DRAIN_INTERVAL
                 for exporter in self._exporters:
                     exporter.poll(now)
@@ -633,12 +636,12 @@ class Agent:
             detach_all([link for probe, link in group if which(probe)])
         target.links = [(probe, link) for probe, link in target.links if not which(probe)]
 
-    def _drain(self) -> None:
+    def _drain(self, limit: int | None = None) -> None:
         if self._ring is None:
             return
         self._clock.refresh()
         spans: dict[int, list[Span]] = defaultdict(list)
-        for record in self._records():
+        for record in self._records(limit):
             head = events.EventHead._make(events.EVENT_HEAD.unpack_from(record))
             target = self._targets.get(head.pid)
             if target is None:
@@ -674,13 +677,13 @@ class Agent:
             for exporter in self._exporters:
                 exporter.export(self._targets[pid].resource, batch)
 
-    def _records(self) -> Iterator[bytes]:
-        """Events of the BPF programs, then of the code in each target."""
+    def _records(self, limit: int | None) -> Iterator[bytes]:
+        """Events of the BPF programs, then of the code in each target; of each no more than ``limit``."""
         if self._ring is not None:
-            yield from self._ring.drain()
+            yield from self._ring.drain(limit)
         for target in list(self._targets.values()):
             if isinstance(target.writer, inline_writer.InlineWriter):
-                yield from target.writer.events()
+                yield from target.writer.events(limit)
 
     def _say_opaque(self, connection: ConnectionOpaque) -> None:
         text = f"a connection with {connection.peer} {connection.reason}: it is not traced"

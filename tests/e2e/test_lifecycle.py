@@ -318,15 +318,20 @@ def test_the_agent_alone_gives_way(options: Sequence[str], policy: int) -> None:
 
 
 def test_an_agent_that_gets_no_time_ends_soon() -> None:
-    """All processors are taken, by more than one each."""
+    """All processors are taken, by more than one each, and it has more to do than it could with one."""
     with contextlib.ExitStack() as stack:
         service = stack.enter_context(Service(binary("lab", "release")))
         agent = stack.enter_context(attach(service.pid, "--export", "json:/dev/null"))
+        assert get(service.address, "/many/1?spans=1").status == 200
         for _ in range(2 * (os.cpu_count() or 1)):
             spinning = subprocess.Popen([sys.executable, "-c", "while True: pass"])
             stack.callback(spinning.wait)
             stack.callback(spinning.kill)
-        time.sleep(1)
+        subprocess.run(
+            ["wrk", "-t1", "-c32", "-d3", f"{service.url}/many/1?spans=1"],
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
         began = time.monotonic()
         assert agent.stop() == 0
         assert time.monotonic() - began < 5 * PATIENCE

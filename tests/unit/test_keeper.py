@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import select
+import signal
+import time
 
 from spanweld.bpf.keeper import LinkKeeper
 
@@ -49,3 +51,26 @@ def test_it_holds_nothing_that_it_was_not_given() -> None:
     keeper.close()
     for descriptor in (read_end, other_read, other_write):
         os.close(descriptor)
+
+
+def test_it_does_meanwhile_what_it_was_made_with() -> None:
+    received: list[int] = []
+    before = signal.signal(signal.SIGUSR1, lambda number, _: received.append(number))
+    keeper = LinkKeeper(lambda: os.kill(os.getppid(), signal.SIGUSR1), 0.05)
+    try:
+        for _ in range(2):
+            received.clear()
+            deadline = time.monotonic() + 10
+            while not received and time.monotonic() < deadline:
+                time.sleep(0.01)
+            assert received
+            # It still does what it is asked to.
+            read_end, write_end = os.pipe()
+            keeper.hold(write_end)
+            os.close(write_end)
+            keeper.let_go([write_end])
+            assert not is_open(read_end)
+            os.close(read_end)
+    finally:
+        keeper.close()
+        signal.signal(signal.SIGUSR1, before)

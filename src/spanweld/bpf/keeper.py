@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NoReturn
 
@@ -26,15 +26,15 @@ class LinkKeeper:
     """Holds descriptors of links until told to let go, or until this process ends, however it ends.
 
     Forks in its constructor: to be made before there are threads, with the signals blocked that are
-    not meant for it.
+    not meant for it. The child calls ``meanwhile`` each ``interval`` seconds while it waits.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, meanwhile: Callable[[], None] | None = None, interval: float = 1.0) -> None:
         agent = pins.this_agent()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._pid = os.fork()
         if self._pid == 0:
-            _keep(theirs, agent)
+            _keep(theirs, agent, meanwhile, interval)
         theirs.close()
         self._socket = ours
 
@@ -55,7 +55,9 @@ class LinkKeeper:
         os.waitpid(self._pid, 0)
 
 
-def _keep(agent: socket.socket, name_of_agent: str) -> NoReturn:
+def _keep(
+    agent: socket.socket, name_of_agent: str, meanwhile: Callable[[], None] | None, interval: float
+) -> NoReturn:
     """The child: serves until the agent is gone, then lets all go and ends."""
     try:
         os.setsid()
@@ -64,19 +66,26 @@ def _keep(agent: socket.socket, name_of_agent: str) -> NoReturn:
         os.closerange(0, agent.fileno())
         os.closerange(agent.fileno() + 1, os.sysconf("SC_OPEN_MAX"))
         held: dict[bytes, int] = {}
+        agent.settimeout(interval if meanwhile else None)
         with contextlib.suppress(ConnectionError):
-            _serve(agent, held)
+            while _serve(agent, held):
+                if meanwhile:
+                    meanwhile()
         _close(held.values())
         pins.remove_of(name_of_agent)
     finally:
         os._exit(0)
 
 
-def _serve(agent: socket.socket, held: dict[bytes, int]) -> None:
+def _serve(agent: socket.socket, held: dict[bytes, int]) -> bool:
+    """Does what is asked for until nothing was for a while; False when there is nobody any more."""
     while True:
-        name, descriptors, _, _ = socket.recv_fds(agent, _MESSAGE, 1)
+        try:
+            name, descriptors, _, _ = socket.recv_fds(agent, _MESSAGE, 1)
+        except TimeoutError:
+            return True
         if not name:
-            return
+            return False
         if descriptors:
             held[name] = descriptors[0]
         else:

@@ -28,29 +28,25 @@ class RingReader:
         self._producer = mmap.mmap(fd, page + 2 * size, mmap.MAP_SHARED, mmap.PROT_READ, offset=page)
         self._data_start = page
 
-    def drain(self, limit: int = 100_000) -> Iterator[bytes]:
-        """Yields up to ``limit`` records that wait, and frees their room as they are taken."""
+    def drain(self, limit: int | None = None) -> Iterator[bytes]:
+        """Yields the records that wait now, or the first ``limit``, and frees their room when it ends."""
         position: int = _POSITION.unpack_from(self._consumer)[0]
         memory = self._producer
+        # What comes meanwhile waits for the next pass: who writes may be faster than this.
+        produced: int = _POSITION.unpack_from(memory)[0]
         taken = 0
-        while taken < limit:
-            produced: int = _POSITION.unpack_from(memory)[0]
-            if position >= produced:
-                break
-            while position < produced and taken < limit:
-                at = self._data_start + (position & self._mask)
-                length: int = _HEADER.unpack_from(memory, at)[0]
-                if length & _BUSY:
-                    # Reserved and not yet filled: all behind it waits for the next pass.
-                    limit = 0
-                    break
-                size = length & ~_DISCARDED
-                if not length & _DISCARDED:
-                    yield memory[at + 8 : at + 8 + size]
-                position += (size + 8 + 7) & ~7
-                taken += 1
-            # x86-64 keeps stores in order: the records have been copied before their room is free.
-            _POSITION.pack_into(self._consumer, 0, position)
+        while position < produced and taken != limit:
+            at = self._data_start + (position & self._mask)
+            length: int = _HEADER.unpack_from(memory, at)[0]
+            if length & _BUSY:
+                break  # reserved and not yet filled: all behind it waits, too
+            size = length & ~_DISCARDED
+            if not length & _DISCARDED:
+                yield memory[at + 8 : at + 8 + size]
+            position += (size + 8 + 7) & ~7
+            taken += 1
+        # x86-64 keeps stores in order: the records have been copied before their room is free.
+        _POSITION.pack_into(self._consumer, 0, position)
 
     def close(self) -> None:
         """Unmaps the buffer."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
@@ -11,6 +12,9 @@ PATIENCE = 0.3
 """Seconds that a pass may wait for a processor, all in all."""
 CATCHES_UP = 1.0
 """Seconds for which the agent is like any other process after it has waited longer."""
+LOOKS_EACH = 0.2
+"""Seconds between two looks of a ``StarvationWatch``."""
+_TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class SparePriority:
@@ -19,6 +23,7 @@ class SparePriority:
     So whoever wakes goes on at once, and the agent after it: at a niceness it would keep its time slice. But
     where all processors are taken for long, it would get nothing at all, and what targets need of it would
     wait: so from time to time it is like any other process, ``CATCHES_UP`` seconds after it has had to wait.
+    In the midst of a pass nothing can see to that here: another process is to have a ``StarvationWatch``.
 
     Nothing of that unless it is ``wanted``. For the ``with`` block; ``pass_begins`` and ``pass_ends`` around
     each pass of its work. Threads that have a policy other than the default keep it. What the system does
@@ -27,7 +32,6 @@ class SparePriority:
 
     def __init__(self, *, wanted: bool = True) -> None:
         self._wanted = wanted
-        self._is_idle = False
         self._began = 0.0
         self._used = 0.0
         self._normal_until = 0.0
@@ -55,15 +59,56 @@ class SparePriority:
         self._set(idle=self._wanted and not in_a_hurry and now >= self._normal_until)
 
     def _set(self, *, idle: bool) -> None:
-        if idle == self._is_idle:
+        if idle == (os.sched_getscheduler(0) == os.SCHED_IDLE):
             return
-        self._is_idle = idle
         # Threads that are started meanwhile have it from those that start them.
-        for path in Path("/proc/self/task").iterdir():
+        for tid in _threads(os.getpid()):
             if idle:
-                _change(int(path.name), os.SCHED_OTHER, os.SCHED_IDLE)
+                _change(tid, os.SCHED_OTHER, os.SCHED_IDLE)
             else:
-                _change(int(path.name), os.SCHED_IDLE, os.SCHED_OTHER)
+                _change(tid, os.SCHED_IDLE, os.SCHED_OTHER)
+
+
+class StarvationWatch:
+    """Looks at a process that gives way (``SparePriority``), from another one that does not.
+
+    Who gives way where all processors are taken for long runs some milliseconds in a second: it would not
+    even see a signal that asks it to end. ``look`` is to be called each ``LOOKS_EACH`` seconds, and lets all
+    its threads be like any others once one of them has waited for a processor since the last look.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._at = time.monotonic()
+        self._ran: dict[int, float] = {}
+
+    def look(self) -> None:
+        """Never raises: a process that has ended has no threads."""
+        now = time.monotonic()
+        before, self._ran = self._ran, dict(_runnable(self._pid))
+        most = (now - self._at) / 2
+        self._at = now
+        if any(tid in before and ran - before[tid] < most for tid, ran in self._ran.items()):
+            for tid in _threads(self._pid):
+                _change(tid, os.SCHED_IDLE, os.SCHED_OTHER)
+
+
+def _threads(pid: int) -> list[int]:
+    try:
+        return [int(path.name) for path in Path(f"/proc/{pid}/task").iterdir()]
+    except OSError:  # it has ended
+        return []
+
+
+def _runnable(pid: int) -> Iterator[tuple[int, float]]:
+    """Of each thread that runs or waits for a processor: seconds that it has run; proc_pid_stat(5)."""
+    for tid in _threads(pid):
+        try:
+            fields = Path(f"/proc/{pid}/task/{tid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:  # it has ended
+            continue
+        if fields[0] == "R":
+            yield tid, (int(fields[11]) + int(fields[12])) / _TICKS
 
 
 def _change(tid: int, policy: int, to: int) -> None:

@@ -94,12 +94,13 @@ class Area:
             and (value := sum(_number(self._memory, at + 8 * counter, signed=True) for at in rows))
         }
 
-    def drain(self) -> Iterator[bytes]:
-        """Yields the events that wait, and frees their room as they are taken."""
+    def drain(self, limit: int | None = None) -> Iterator[bytes]:
+        """Yields the events that wait now, or the first ``limit``, and frees their room as they are taken."""
         ring = InlinePlace.RING
         consumed_at = ring + INLINE_RING.size // 2
         consumed = _number(self._memory, consumed_at)
-        while consumed < _number(self._memory, ring):
+        waiting = _number(self._memory, ring) - consumed
+        for _ in range(waiting if limit is None else min(waiting, limit)):
             at = InlinePlace.RECORDS + consumed % InlineSize.RECORDS * INLINE_RECORD.size
             ready, size, data = INLINE_RECORD.unpack_from(self._memory, at)
             if ready != _READY:

@@ -228,9 +228,9 @@ class InlineWriter:
         """Nothing."""
         return []
 
-    def events(self) -> Iterator[bytes]:
-        """What the probes have sent since."""
-        return self._area.drain() if self._area else iter(())
+    def events(self, limit: int | None = None) -> Iterator[bytes]:
+        """What the probes have sent since, or the first ``limit`` of it."""
+        return self._area.drain(limit) if self._area else iter(())
 
     def counters(self) -> Mapping[Counter, int]:
         """What the probes have counted."""
