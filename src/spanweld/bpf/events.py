@@ -214,7 +214,7 @@ class InlinePlace(IntEnum):
 
     GUARD = 65536
     AREA = 69632
-    SPANS = 6144000
+    SPANS = 5947392
     WOKEN = 1024
     TARGET = 2048
     IN_FLIGHT = 4096
@@ -543,7 +543,7 @@ class InlineHead(NamedTuple):
     pid: int
     own_pid: int
     trusted: int
-    pad: int
+    thread_ids_found: int
 
 
 INLINE_HEAD = Struct("<40sQQQIIIIII")

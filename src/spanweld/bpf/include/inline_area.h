@@ -21,7 +21,7 @@
 enum inline_place {
 	INLINE_PLACE_GUARD = 0x10000, /* what lies before is code */
 	INLINE_PLACE_AREA = 0x11000,
-	INLINE_PLACE_SPANS = 0x5dc000,
+	INLINE_PLACE_SPANS = 0x5ac000,
 	INLINE_PLACE_WOKEN =
 		0x400, /* in the area: __u32 [INLINE_SIZE_STUBS], how far each has shown what it is given */
 	INLINE_PLACE_TARGET = 0x800, /* struct target */
@@ -61,7 +61,8 @@ struct inline_head {
 	__u32 own_pid; /* … and as the target sees it */
 	/* Set by the code in the target: all places that it reads were found to be right. */
 	__u32 trusted;
-	__u32 pad;
+	/* Set there, too: how often a thread's id was found where glibc keeps it; UINT32_MAX: once it was not. */
+	__u32 thread_ids_found;
 };
 
 /* A function's entry, or an instruction within a function. */

@@ -16,6 +16,7 @@
 #define read_task(to, size, from, is_proven) ((void)(is_proven), bpf_probe_read_user(to, size, from))
 /* Of the running thread. */
 #define thread_pointer() ((__u64)bpf_get_current_task_btf()->thread.fsbase)
+#define thread_id() ((__u32)bpf_get_current_pid_tgid())
 /* The thread id is at hand: nothing to be spared. */
 #define is_known_to_run_tasks(thread_edges) false
 #endif
@@ -157,7 +158,7 @@ static __always_inline struct target *current_target(__u32 *pid)
 
 static __always_inline __u64 thread_key(void)
 {
-	return TASK_KEY_THREAD | (__u32)bpf_get_current_pid_tgid();
+	return TASK_KEY_THREAD | thread_id();
 }
 
 /*

@@ -33,7 +33,7 @@ void *memcpy(void *to, const void *from, unsigned long size)
  */
 
 #define OPEN_SPANS_BUCKET 7
-#define OPEN_SPANS_NEAR 512
+#define OPEN_SPANS_NEAR 128
 #define OPEN_SPANS_FAR 8192
 
 struct open_span {

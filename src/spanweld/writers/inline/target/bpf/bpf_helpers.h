@@ -12,6 +12,7 @@
 #define read_far(to, size, from) inline_read_carefully(to, size, from)
 #define read_task(to, size, from, is_proven) inline_read_task(to, size, from, is_proven)
 #define is_known_to_run_tasks(thread_edges) inline_is_known_to_run_tasks(thread_edges)
+#define thread_id() inline_thread_id()
 
 #define SEC(name)
 #define __uint(name, val) int(*name)[val]
@@ -95,6 +96,34 @@ static __always_inline int inline_is_known_to_run_tasks(unsigned int thread_edge
 static __always_inline unsigned long long bpf_get_current_pid_tgid(void)
 {
 	return (unsigned long long)INLINE_HEAD->pid << 32 | inline_tid();
+}
+
+static __attribute__((noinline)) long inline_read_carefully(void *to, unsigned long size, const void *from);
+
+/* Where glibc keeps a thread's id, from the thread pointer on, and how often it is looked for there: nptl/descr.h */
+#define GLIBC_THREAD_ID 0x2d0
+#define IDS_PROVE 64
+#define ID_IS_ELSEWHERE (~0U)
+
+/* The kernel is asked until it has said as often what stands there, and always where it ever was another. */
+static __attribute__((noinline)) unsigned int inline_thread_id(void)
+{
+	volatile unsigned int *found = &INLINE_HEAD->thread_ids_found;
+	const unsigned int *place = (const unsigned int *)(inline_thread_pointer() + GLIBC_THREAD_ID);
+	unsigned int seen = *found, there, tid;
+
+	if (INLINE_HEAD->pid != INLINE_HEAD->own_pid)
+		return INLINE_NO_TID;
+	if (seen >= IDS_PROVE && seen != ID_IS_ELSEWHERE)
+		return *(volatile const unsigned int *)place;
+	tid = inline_tid();
+	if (seen == ID_IS_ELSEWHERE)
+		return tid;
+	if (inline_read_carefully(&there, sizeof(there), place) || there != tid)
+		*found = ID_IS_ELSEWHERE;
+	else
+		__sync_val_compare_and_swap(found, seen, seen + 1);
+	return tid;
 }
 
 /* Of the kernel's structures, nothing is within reach. */
