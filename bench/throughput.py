@@ -12,6 +12,8 @@ A figure is the median over the rounds; a ratio is to the first bare copy in the
 - throughput: wrk at saturation, which takes the processors that the agent's export and wrk itself do not.
 - processor time: what the service's own threads took for a request in those runs, with all that runs in them:
   probes, stops, the kernel. 1.05 of it is a throughput of 0.95 where the agent has a processor to itself.
+- least: a copy of which the kernel looks at each transfer and writes something down for each response, and
+  nothing else (least.bpf.c): no way to follow requests from the kernel can cost less.
 - latency: p99 at a fixed rate, 0.4 of the throughput of the slowest copy; from the moment at which each
   request was due.
 
@@ -37,9 +39,10 @@ from statistics import median
 from typing import TypeVar
 
 from bench.inline_cost import measure as measure_inline
-from build_native import WARNINGS, find_clang
+from build_native import WARNINGS, bpf_command, find_clang
 from spanweld.agent import load_programs
 from spanweld.bpf.host import look_at_host
+from spanweld.bpf.libbpf import BpfObject, Libbpf, detach_all
 from spanweld.commands.doctor import measure_uprobe
 from spanweld.settings import Settings
 from tests.support.agent import attach
@@ -50,15 +53,22 @@ ROOTS = 10
 FIXED_RATE = 0.4
 Options = tuple[str, ...]
 
-# The agent's options; None: a bare copy.
+LEAST = "least"
+# The agent's options; None: a bare copy, or LEAST.
 COPIES: dict[str, Options | None] = {
     "bare": None,
     "bare again": None,
+    LEAST: None,
     "inline": ("--write", "inline"),
     "uprobe": ("--probes", "uprobe", "--write", "off"),
     "stop": ("--probes", "uprobe", "--write", "stop"),
 }
-AUTOMATIC: dict[str, Options | None] = {"bare": None, "bare again": None, "traced": ("--write", "off")}
+AUTOMATIC: dict[str, Options | None] = {
+    "bare": None,
+    "bare again": None,
+    LEAST: None,
+    "traced": ("--write", "off"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +93,22 @@ T = TypeVar("T")
 
 
 @contextlib.contextmanager
+def looking_at(pid: int, folder: Path) -> Iterator[None]:
+    """The program of least.bpf.c, for one process."""
+    root = Path(__file__).resolve().parent.parent
+    path = folder / f"least-{pid}.bpf.o"
+    subprocess.run(bpf_command(root, find_clang(), root / "bench/least.bpf.c", path), check=True)
+    with BpfObject(Libbpf(), path) as bpf:
+        bpf.set_constant("watched", pid.to_bytes(4, "little"))
+        bpf.load()
+        link = bpf.attach("least")
+        try:
+            yield
+        finally:
+            detach_all([link])
+
+
+@contextlib.contextmanager
 def running(case: Case, folder: Path) -> Iterator[dict[str, Service]]:
     """The copies of a service, traced as each is to be, by name."""
     # No collector listens: the service's exporter must not be part of what is measured.
@@ -96,6 +122,8 @@ def running(case: Case, folder: Path) -> Iterator[dict[str, Service]]:
         for name, options in case.copies.items():
             service = stack.enter_context(Service(binary(case.service, "release"), arguments, environ))
             services[name] = service
+            if name == LEAST:
+                stack.enter_context(looking_at(service.pid, folder))
             if options is not None:
                 export = folder / f"{case.service}-{name}"
                 agent = stack.enter_context(attach(service.pid, *options, export=export))

@@ -334,7 +334,7 @@ def test_an_agent_that_gets_no_time_ends_soon() -> None:
         )
         began = time.monotonic()
         assert agent.stop() == 0
-        assert time.monotonic() - began < 5 * PATIENCE
+        assert time.monotonic() - began < 10 * PATIENCE
 
 
 def test_agents_that_come_and_go_at_the_same_time() -> None:

@@ -14,6 +14,8 @@ CATCHES_UP = 1.0
 """Seconds for which the agent is like any other process after it has waited longer."""
 LOOKS_EACH = 0.2
 """Seconds between two looks of a ``StarvationWatch``."""
+ENOUGH = 0.1
+"""The part of that time for which one who wants a processor is to have had it."""
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -86,9 +88,9 @@ class StarvationWatch:
         """Never raises: a process that has ended has no threads."""
         now = time.monotonic()
         before, self._ran = self._ran, dict(_runnable(self._pid))
-        most = (now - self._at) / 2
+        enough = ENOUGH * (now - self._at)
         self._at = now
-        if any(tid in before and ran - before[tid] < most for tid, ran in self._ran.items()):
+        if any(tid in before and ran - before[tid] < enough for tid, ran in self._ran.items()):
             for tid in _threads(self._pid):
                 _change(tid, os.SCHED_IDLE, os.SCHED_OTHER)
 
