@@ -72,7 +72,7 @@ static void *wake(void *argument)
 			wakes_note(record, &server, &active);
 			if (random >> 60 == 0)
 				sched_yield(); /* so that others find it so */
-			wakes_leave(record);
+			wakes_unlock(&record->sequence);
 		} else {
 			add(&busy, 1);
 		}
@@ -136,7 +136,7 @@ static void *drive(void *argument)
 			check(task, record);
 			record->is_driver = random >> 20 & 1;
 			wakes_reset(record, false, entry.missed);
-			wakes_leave(record);
+			wakes_unlock(&record->sequence);
 			task->wakes = 0;
 			/* Some go with their connection, and live on. */
 			if (random >> 32 & 1)

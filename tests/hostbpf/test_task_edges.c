@@ -784,7 +784,7 @@ static struct wake_record *left(__u64 task, bool is_followed)
 {
 	struct wake_record *record = entered(task, is_followed);
 
-	wakes_leave(record);
+	wakes_unlock(&record->sequence);
 	CHECK_EQUAL(record->sequence & 1, 0);
 	return record;
 }
@@ -814,7 +814,7 @@ TEST(a_driver_is_the_last_whose_record_goes_to_another_task)
 	for (__u64 task = 11; task < 40; task++)
 		CHECK_EQUAL(left(task, true)->is_complete, 1);
 	CHECK(enter(10, false, false, &entry) >= 0);
-	wakes_leave(&bucket.records[wakes_find(&bucket, 10)]);
+	wakes_unlock(&bucket.records[wakes_find(&bucket, 10)].sequence);
 	/* Of a task up to the last that was forgotten, nobody knows whether it was, too. */
 	CHECK_EQUAL(bucket.doubtful, 36);
 	CHECK_EQUAL(left(36, true)->is_complete, 0);
@@ -835,16 +835,16 @@ TEST(a_wake_that_finds_somebody_at_the_record_is_known_to_be_missed)
 	CHECK(wakes_cause(record) >= 0);
 	CHECK_EQUAL(enter(5, true, true, &entry), WAKES_BUSY);
 	CHECK_EQUAL(wakes_cause(record), -CAUSE_UNKNOWN);
-	wakes_leave(record);
+	wakes_unlock(&record->sequence);
 	/* That is over with the response, but for those that come while it is looked at. */
 	CHECK(enter(5, false, false, &entry) >= 0);
 	wakes_reset(record, false, entry.missed);
-	wakes_leave(record);
+	wakes_unlock(&record->sequence);
 	CHECK_EQUAL(wakes_cause(record), -CAUSE_NONE);
 	CHECK(enter(5, false, false, &entry) >= 0);
 	record->missed++;
 	wakes_reset(record, false, entry.missed);
-	wakes_leave(record);
+	wakes_unlock(&record->sequence);
 	CHECK_EQUAL(wakes_cause(record), -CAUSE_UNKNOWN);
 }
 
@@ -857,7 +857,7 @@ TEST(a_wake_that_finds_no_room_is_known_to_be_missed)
 		entered(task, true);
 	CHECK_EQUAL(enter(9, true, true, &entry), WAKES_BUSY);
 	for (int i = 0; i < WAKE_BUCKET; i++)
-		wakes_leave(&bucket.records[i]);
+		wakes_unlock(&bucket.records[i].sequence);
 	CHECK_EQUAL(left(9, true)->is_complete, 0);
 	CHECK_EQUAL(left(10, true)->is_complete, 1);
 

@@ -10,13 +10,14 @@ import click
 
 from spanweld.agent import Agent
 from spanweld.bpf.host import look_at_host
-from spanweld.commands.options import describe, make_settings, tracing_options
+from spanweld.commands.options import describe, tracing_options
 from spanweld.errors import ImageError, SpanweldError, TargetError, UsageError
 from spanweld.messages import say, say_error
 from spanweld.model import Pid
 from spanweld.plan import make_plan
 from spanweld.process.find import find_by_exe, find_by_pid
 from spanweld.process.signals import SignalReader
+from spanweld.settings import Settings
 
 K = TypeVar("K")
 T = TypeVar("T")
@@ -30,14 +31,7 @@ ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 @click.option("--exe", metavar="GLOB", help="Every process whose executable's path or name matches.")
 def attach(
     *,
-    exports: tuple[str, ...],
-    write: str,
-    probes: str,
-    adopt: str,
-    inject: str,
-    priority: str,
-    exclude_paths: tuple[str, ...],
-    baggage_attributes: str,
+    settings: Settings,
     pids: tuple[int, ...],
     exe: str | None,
 ) -> int:
@@ -51,16 +45,6 @@ def attach(
     """
     if bool(pids) == bool(exe):
         raise UsageError("attach needs either --pid N or --exe GLOB", "spanweld attach --help shows both")
-    settings = make_settings(
-        exports,
-        write,
-        adopt,
-        exclude_paths,
-        baggage_attributes,
-        probes=probes,
-        inject=inject,
-        priority=priority,
-    )
     # First of all: without root most processes cannot be seen, and none would match.
     look_at_host(mount=True).require()
     processes = find_by_exe(exe) if exe else tuple(find_by_pid(Pid(pid)) for pid in dict.fromkeys(pids))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable
 from enum import Enum
@@ -44,8 +45,47 @@ def _choice(name: str, default: Enum, description: str) -> Callable[[Function], 
     )
 
 
-def tracing_options(function: Function) -> Function:
-    """Adds what says how a target is traced."""
+def tracing_options(command: Callable[..., int]) -> Callable[..., int]:
+    """Adds what says how a target is traced; the command gets all of it as ``settings``.
+
+    Flags over environment over defaults; UsageError for what cannot be meant.
+    """
+
+    @functools.wraps(command)
+    def function(
+        *,
+        exports: tuple[str, ...],
+        write: str,
+        probes: str,
+        adopt: str,
+        inject: str,
+        priority: str,
+        exclude_paths: tuple[str, ...],
+        baggage_attributes: str,
+        **others: object,
+    ) -> int:
+        environ = os.environ
+        default = ("otlp",) if otlp_endpoint_is_set(environ) else ("console",)
+        settings = Settings(
+            exports=exports or default,
+            write=WriteMode(write),
+            probes=ProbesMode(probes),
+            adopt=AdoptMode(adopt),
+            inject=InjectMode(inject),
+            priority=Priority(priority),
+            exclude_paths=exclude_paths,
+            service_name=environ.get("OTEL_SERVICE_NAME") or None,
+            resource_attributes=parse_key_values(
+                environ.get("OTEL_RESOURCE_ATTRIBUTES", ""), "OTEL_RESOURCE_ATTRIBUTES", warn
+            ),
+            sampler=sampler_from_environment(environ),
+            propagators=propagators_from_environment(environ),
+            baggage_attributes=parse_baggage_attributes(baggage_attributes),
+            batch=batch_from_environment(environ, warn),
+            otlp=otlp_from_environment(environ, warn),
+        )
+        return command(settings=settings, **others)
+
     options = (
         click.option(
             "--export",
@@ -105,40 +145,6 @@ def tracing_options(function: Function) -> Function:
     for option in reversed(options):
         function = option(function)
     return function
-
-
-def make_settings(
-    exports: tuple[str, ...],
-    write: str,
-    adopt: str,
-    exclude_paths: tuple[str, ...],
-    baggage_attributes: str,
-    *,
-    probes: str,
-    inject: str,
-    priority: str,
-) -> Settings:
-    """Flags over environment over defaults; UsageError for what cannot be meant."""
-    environ = os.environ
-    default = ("otlp",) if otlp_endpoint_is_set(environ) else ("console",)
-    return Settings(
-        exports=exports or default,
-        write=WriteMode(write),
-        probes=ProbesMode(probes),
-        adopt=AdoptMode(adopt),
-        inject=InjectMode(inject),
-        priority=Priority(priority),
-        exclude_paths=exclude_paths,
-        service_name=environ.get("OTEL_SERVICE_NAME") or None,
-        resource_attributes=parse_key_values(
-            environ.get("OTEL_RESOURCE_ATTRIBUTES", ""), "OTEL_RESOURCE_ATTRIBUTES", warn
-        ),
-        sampler=sampler_from_environment(environ),
-        propagators=propagators_from_environment(environ),
-        baggage_attributes=parse_baggage_attributes(baggage_attributes),
-        batch=batch_from_environment(environ, warn),
-        otlp=otlp_from_environment(environ, warn),
-    )
 
 
 def describe(target: Target) -> str:

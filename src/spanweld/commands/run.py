@@ -11,7 +11,7 @@ import traceback
 import click
 
 from spanweld.agent import Agent
-from spanweld.commands.options import describe, make_settings, tracing_options
+from spanweld.commands.options import describe, tracing_options
 from spanweld.errors import SpanweldError
 from spanweld.messages import say, say_error
 from spanweld.model import Pid
@@ -19,6 +19,7 @@ from spanweld.plan import make_plan
 from spanweld.process.launch import Held, exit_code_of, find_program, launch
 from spanweld.process.signals import SignalReader
 from spanweld.process.users import resolve_user, sudo_user
+from spanweld.settings import Settings
 
 # What a user or a supervisor sends to a service through its wrapper.
 FORWARDED = (
@@ -42,14 +43,7 @@ FORWARDED = (
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def run(
     *,
-    exports: tuple[str, ...],
-    write: str,
-    probes: str,
-    adopt: str,
-    inject: str,
-    priority: str,
-    exclude_paths: tuple[str, ...],
-    baggage_attributes: str,
+    settings: Settings,
     user_text: str | None,
     command: tuple[str, ...],
 ) -> int:
@@ -62,16 +56,6 @@ def run(
     The service keeps its output, gets the signals that spanweld gets, and its exit code becomes
     spanweld's. Requests appear as trees on standard output unless an OTLP endpoint is set.
     """
-    settings = make_settings(
-        exports,
-        write,
-        adopt,
-        exclude_paths,
-        baggage_attributes,
-        probes=probes,
-        inject=inject,
-        priority=priority,
-    )
     user = resolve_user(user_text) if user_text else sudo_user(os.environ)
     program = find_program(command[0], os.environ)
     plan = make_plan(program)

@@ -357,7 +357,7 @@ GLOBAL int note_wake(__u32 pid, __u64 woken, struct active_spans *waker)
 		return 0;
 	record = &bucket->records[at & (WAKE_BUCKET - 1)];
 	wakes_note(record, &waker->server, &waker->active);
-	wakes_leave(record);
+	wakes_unlock(&record->sequence);
 	return 0;
 }
 
@@ -377,7 +377,7 @@ GLOBAL int reset_wakes(__u32 pid, __u64 driver, __u32 had_body)
 	record = &bucket->records[at & (WAKE_BUCKET - 1)];
 	record->is_driver = 1;
 	wakes_reset(record, had_body, entry.missed);
-	wakes_leave(record);
+	wakes_unlock(&record->sequence);
 	return 0;
 }
 
@@ -414,7 +414,7 @@ GLOBAL int take_wake_cause(__u32 pid, __u64 driver, struct active_spans *found)
 		found->is_set = 1;
 	}
 	wakes_use(record, cause);
-	wakes_leave(record);
+	wakes_unlock(&record->sequence);
 	if (cause >= 0 && found->server.span_id == WAKE_BY_NOBODY)
 		return CAUSE_NOBODY;
 	return cause >= 0 ? CAUSE_FOUND : -cause;
@@ -448,7 +448,7 @@ GLOBAL int note_first_cause(__u32 pid, __u64 driver, struct active_spans *found)
 	record->is_unknown = 0;
 	record->nr_previous = 0;
 	wakes_add_previous(record, &context);
-	wakes_leave(record);
+	wakes_unlock(&record->sequence);
 	return 0;
 }
 

@@ -433,7 +433,7 @@ SPANS_INLINE int wakes_add(struct wake_bucket *bucket, __u64 task_key, struct wa
 }
 
 /*
- * Enters a task's record: its number, until wakes_leave() nobody else is at it; or enum wakes_entered. One
+ * Enters a task's record: its number, until wakes_unlock() nobody else is at it; or enum wakes_entered. One
  * that could not be entered knows that it lacks something, unless there is none.
  */
 SPANS_INLINE int wakes_enter(struct wake_bucket *bucket, __u64 task_key, struct wakes_entry *entry)
@@ -465,11 +465,6 @@ SPANS_INLINE int wakes_enter(struct wake_bucket *bucket, __u64 task_key, struct 
 	return WAKES_BUSY;
 }
 
-SPANS_INLINE void wakes_leave(struct wake_record *record)
-{
-	wakes_unlock(&record->sequence);
-}
-
 /* A driver's connection is gone, and its record with it. */
 SPANS_INLINE void wakes_remove(struct wake_bucket *bucket, __u64 task_key)
 {
@@ -480,7 +475,7 @@ SPANS_INLINE void wakes_remove(struct wake_bucket *bucket, __u64 task_key)
 		return;
 	wakes_doubt(bucket, task_key);
 	*(volatile __u64 *)&bucket->keys[at & (WAKE_BUCKET - 1)] = 0;
-	wakes_leave(&bucket->records[at & (WAKE_BUCKET - 1)]);
+	wakes_unlock(&bucket->records[at & (WAKE_BUCKET - 1)].sequence);
 }
 
 /*
