@@ -23,31 +23,22 @@ pub struct Options {
 impl Options {
     /// From the command line; `usage` names the options that this service has.
     pub fn from_args(usage: &str) -> Result<Self, Box<dyn Error>> {
-        let mut args = pico_args::Arguments::from_env();
-        if args.contains("--help") {
-            print!("{usage}");
-            std::process::exit(0);
-        }
         let has = |option: &str| usage.contains(&format!("\n  {option} "));
-        let options = Self {
-            listen: args
-                .opt_value_from_str("--listen")?
-                .unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 0))),
-            workers: args.opt_value_from_str("--workers")?,
-            next: match has("--next") {
-                true => Some(args.value_from_str("--next")?),
-                false => None,
-            },
-            through: match has("--through") {
-                true => args.opt_value_from_str("--through")?,
-                false => None,
-            },
-            propagates: has("--propagate") && args.contains("--propagate"),
-        };
-        match args.finish().as_slice() {
-            [] => Ok(options),
-            [unknown, ..] => Err(format!("unknown option {unknown:?}").into()),
-        }
+        common::options(usage, |args| {
+            Ok(Self {
+                listen: common::listen_address(args)?,
+                workers: args.opt_value_from_str("--workers")?,
+                next: match has("--next") {
+                    true => Some(args.value_from_str("--next")?),
+                    false => None,
+                },
+                through: match has("--through") {
+                    true => args.opt_value_from_str("--through")?,
+                    false => None,
+                },
+                propagates: has("--propagate") && args.contains("--propagate"),
+            })
+        })
     }
 }
 

@@ -1,5 +1,6 @@
-//! What the axum services share: their runtime, their ready line and their end.
+//! What the services share: their command line, their runtime, their ready line and their end.
 
+use std::error::Error;
 use std::future::Future;
 use std::io::{self, Write};
 use std::net::SocketAddr;
@@ -7,12 +8,37 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::serve::ListenerExt;
+use pico_args::Arguments;
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// How long requests in progress may take once the service was told to end.
 const GRACE: Duration = Duration::from_secs(2);
+
+/// What `read` makes of the command line, of which nothing may be left. `--help` prints `usage` and ends
+/// the process.
+pub fn options<T>(
+    usage: &str,
+    read: impl FnOnce(&mut Arguments) -> Result<T, Box<dyn Error>>,
+) -> Result<T, Box<dyn Error>> {
+    let mut arguments = Arguments::from_env();
+    if arguments.contains("--help") {
+        print!("{usage}");
+        std::process::exit(0);
+    }
+    let options = read(&mut arguments)?;
+    match arguments.finish().as_slice() {
+        [] => Ok(options),
+        [unknown, ..] => Err(format!("unknown option {unknown:?}").into()),
+    }
+}
+
+/// `--listen`, or any port of 127.0.0.1.
+pub fn listen_address(arguments: &mut Arguments) -> Result<SocketAddr, pico_args::Error> {
+    let address = arguments.opt_value_from_str("--listen")?;
+    Ok(address.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 0))))
+}
 
 /// On which threads a service's tasks run.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

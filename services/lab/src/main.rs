@@ -47,36 +47,28 @@ struct Options {
 
 impl Options {
     fn from_args() -> Result<Self, Box<dyn Error>> {
-        let mut args = pico_args::Arguments::from_env();
-        if args.contains("--help") {
-            print!("{USAGE}");
-            std::process::exit(0);
-        }
-        let listen = args
-            .opt_value_from_str("--listen")?
-            .unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 0)));
-        let workers = args.opt_value_from_str("--workers")?;
-        let threads = match args.contains("--current-thread") {
-            true => Threads::Current,
-            false => Threads::Workers(workers),
-        };
-        let protocol: Option<String> = args.opt_value_from_str("--otlp-protocol")?;
-        let exporter = match (protocol.as_deref(), args.contains("--simple")) {
-            (None | Some("http"), false) => Exporter::HttpInBatches,
-            (None | Some("http"), true) => Exporter::HttpOneByOne,
-            (Some("grpc"), false) => Exporter::GrpcInBatches,
-            // It would wait, on a thread of the runtime, for a connection that the runtime drives.
-            (Some("grpc"), true) => return Err("--simple works with http only".into()),
-            (Some(other), _) => return Err(format!("unknown protocol {other:?}").into()),
-        };
-        match args.finish().as_slice() {
-            [] => Ok(Self {
+        common::options(USAGE, |args| {
+            let listen = common::listen_address(args)?;
+            let workers = args.opt_value_from_str("--workers")?;
+            let threads = match args.contains("--current-thread") {
+                true => Threads::Current,
+                false => Threads::Workers(workers),
+            };
+            let protocol: Option<String> = args.opt_value_from_str("--otlp-protocol")?;
+            let exporter = match (protocol.as_deref(), args.contains("--simple")) {
+                (None | Some("http"), false) => Exporter::HttpInBatches,
+                (None | Some("http"), true) => Exporter::HttpOneByOne,
+                (Some("grpc"), false) => Exporter::GrpcInBatches,
+                // It would wait, on a thread of the runtime, for a connection that the runtime drives.
+                (Some("grpc"), true) => return Err("--simple works with http only".into()),
+                (Some(other), _) => return Err(format!("unknown protocol {other:?}").into()),
+            };
+            Ok(Self {
                 listen,
                 threads,
                 exporter,
-            }),
-            [unknown, ..] => Err(format!("unknown option {unknown:?}").into()),
-        }
+            })
+        })
     }
 }
 

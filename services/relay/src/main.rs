@@ -29,21 +29,12 @@ struct Options {
 
 impl Options {
     fn from_args() -> Result<Self, Box<dyn Error>> {
-        let mut args = pico_args::Arguments::from_env();
-        if args.contains("--help") {
-            print!("{USAGE}");
-            std::process::exit(0);
-        }
-        let options = Self {
-            listen: args
-                .opt_value_from_str("--listen")?
-                .unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 0))),
-            workers: args.opt_value_from_str("--workers")?,
-        };
-        match args.finish().as_slice() {
-            [] => Ok(options),
-            [unknown, ..] => Err(format!("unknown option {unknown:?}").into()),
-        }
+        common::options(USAGE, |args| {
+            Ok(Self {
+                listen: common::listen_address(args)?,
+                workers: args.opt_value_from_str("--workers")?,
+            })
+        })
     }
 }
 
