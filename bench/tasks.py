@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from unittest.mock import patch
 
-from bench.throughput import compare, run_wrk
+from bench.throughput import Copy, compare, run_wrk
 from spanweld.agent import Agent, Target
 from spanweld.bpf.libbpf import Link
 from spanweld.commands import main as spanweld
@@ -35,19 +35,19 @@ POST = 'wrk.method = "POST"\n'
 
 
 @dataclass(frozen=True, slots=True)
-class Copy:
-    """One copy of a service; ``groups`` of probes on tasks, None for a bare one."""
+class Tracing:
+    """How one copy of a service is traced: ``groups`` of probes on tasks, None for a bare one."""
 
     name: str
     groups: int | None
 
 
 COPIES = (
-    Copy("bare", None),
-    Copy("bare again", None),
-    Copy("spans only", 0),
-    Copy("and spawns", 1),
-    Copy("and wakes", 2),
+    Tracing("bare", None),
+    Tracing("bare again", None),
+    Tracing("spans only", 0),
+    Tracing("and spawns", 1),
+    Tracing("and wakes", 2),
 )
 
 
@@ -71,16 +71,17 @@ def measure(name: str, path: str, arguments: Sequence[str], rounds: int, seconds
         script.write_text(POST)
         # No collector listens: the service's exporter must not be part of what is measured.
         environ = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9", "OTEL_BSP_SCHEDULE_DELAY": "600000"}
-        services: dict[str, Service] = {}
-        for copy in COPIES:
+        copies: dict[str, Copy] = {}
+        for tracing in COPIES:
             running = stack.enter_context(Service(binary(name, "release"), arguments, environ))
-            services[copy.name] = running
-            if copy.groups is not None:
-                spans = folder / copy.name.replace(" ", "-")
+            agent = None
+            if tracing.groups is not None:
+                spans = folder / tracing.name.replace(" ", "-")
                 attach = ["attach", *OPTIONS, "--export", f"json:{spans}", "--pid", str(running.pid)]
-                command = (sys.executable, "-m", "bench.tasks", "--groups", str(copy.groups), "--")
-                stack.enter_context(AgentProcess(attach, command=command))
-        compare(f"{name}{path}", services, rounds, lambda service: run_wrk(service, path, seconds, script))
+                command = (sys.executable, "-m", "bench.tasks", "--groups", str(tracing.groups), "--")
+                agent = stack.enter_context(AgentProcess(attach, command=command)).process.pid
+            copies[tracing.name] = Copy(running, agent)
+        compare(f"{name}{path}", copies, rounds, lambda service: run_wrk(service, path, seconds, script))
 
 
 def main() -> None:

@@ -9,13 +9,14 @@ A figure is the median over the rounds; a ratio is to the first bare copy in the
 - hit: nanoseconds by manual root (three probes; two stops more with stop), over one connection: what a
   request with ten takes longer than one with none, and that less what it does in the bare copy. And by
   call, what code inside the target and a uprobe cost each by themselves.
-- throughput: wrk at saturation, which takes the processors that the agent's export and wrk itself do not.
+- throughput: wrk at saturation. The agent's export is no part of it: its process is halted meanwhile (what
+  lets threads stop for it is not), and the next turn begins once it has exported what it can.
 - processor time: what the service's own threads took for a request in those runs, with all that runs in them:
-  probes, stops, the kernel. 1.05 of it is a throughput of 0.95 where the agent has a processor to itself.
+  probes, stops, the kernel.
 - least: a copy of which the kernel looks at each transfer and writes something down for each response, and
   nothing else (least.bpf.c): no way to follow requests from the kernel can cost less.
 - latency: p99 at a fixed rate, 0.4 of the throughput of the slowest copy; from the moment at which each
-  request was due.
+  request was due. With all that the agent does.
 
 Cases: `minimal` (no SDK), `lab` with one manual span and with ten, and `users`, which calls `store` for each
 request over connections that are kept, so that there are probes on spawns and wakes. Needs root, clang
@@ -27,11 +28,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
+import math
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +55,8 @@ from tests.support.services import Service, binary
 CONNECTIONS = 32
 ROOTS = 10
 FIXED_RATE = 0.4
+QUIET = 0.1  # of a processor: what an agent takes that only looks whether there is anything
+LOOK = 0.3
 Options = tuple[str, ...]
 
 LEAST = "least"
@@ -108,8 +114,37 @@ def looking_at(pid: int, folder: Path) -> Iterator[None]:
             detach_all([link])
 
 
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """A copy of a service, and the process id of the agent that traces it, if one does."""
+
+    service: Service
+    agent: int | None
+
+    @contextlib.contextmanager
+    def without_export(self) -> Iterator[None]:
+        """The agent does nothing meanwhile; afterwards it catches up."""
+        if self.agent is None:
+            yield
+            return
+        os.kill(self.agent, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(self.agent, signal.SIGCONT)
+            self.wait_for_agent()
+
+    def wait_for_agent(self) -> None:
+        """Until the agent has next to nothing to do."""
+        busy = math.inf
+        while self.agent is not None and busy > QUIET:
+            before = processor_time(self.agent)
+            time.sleep(LOOK)
+            busy = (processor_time(self.agent) - before) / 1e9 / LOOK
+
+
 @contextlib.contextmanager
-def running(case: Case, folder: Path) -> Iterator[dict[str, Service]]:
+def running(case: Case, folder: Path) -> Iterator[dict[str, Copy]]:
     """The copies of a service, traced as each is to be, by name."""
     # No collector listens: the service's exporter must not be part of what is measured.
     environ = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9", "OTEL_BSP_SCHEDULE_DELAY": "600000"}
@@ -118,10 +153,10 @@ def running(case: Case, folder: Path) -> Iterator[dict[str, Service]]:
         if case.service == "users":
             store = stack.enter_context(Service(binary("store", "release"), ["--delay-ms", "0"]))
             arguments = ["--store", store.url]
-        services = {}
+        copies = {}
         for name, options in case.copies.items():
             service = stack.enter_context(Service(binary(case.service, "release"), arguments, environ))
-            services[name] = service
+            pid = None
             if name == LEAST:
                 stack.enter_context(looking_at(service.pid, folder))
             if options is not None:
@@ -129,7 +164,9 @@ def running(case: Case, folder: Path) -> Iterator[dict[str, Service]]:
                 agent = stack.enter_context(attach(service.pid, *options, export=export))
                 if "inline" in options:
                     assert "(write inline)" in agent.messages.wait_for("ready (pid")
-        yield services
+                pid = agent.process.pid
+            copies[name] = Copy(service, pid)
+        yield copies
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,17 +207,17 @@ def run_wrk(
 
 
 def take_turns(
-    title: str, services: Mapping[str, Service], rounds: int, measure: Callable[[Service], T]
+    title: str, copies: Mapping[str, Copy], rounds: int, measure: Callable[[Copy], T]
 ) -> dict[str, list[T]]:
     """One figure of each copy and round, by name; once before that to no end."""
-    for service in services.values():
-        measure(service)
-    figures: dict[str, list[T]] = {name: [] for name in services}
+    for copy in copies.values():
+        measure(copy)
+    figures: dict[str, list[T]] = {name: [] for name in copies}
     for number in range(rounds):
         print(f"\r{title}: round {number + 1} of {rounds}", end="", file=sys.stderr, flush=True)
         # Every other round backwards, so that what drifts hits all alike.
-        for name in services if number % 2 else reversed(list(services)):
-            figures[name].append(measure(services[name]))
+        for name in copies if number % 2 else reversed(list(copies)):
+            figures[name].append(measure(copies[name]))
     print("\r\033[K", end="", file=sys.stderr)
     return figures
 
@@ -198,10 +235,15 @@ def show(title: str, unit: str, figures: Mapping[str, list[float]]) -> None:
 
 
 def compare(
-    title: str, services: Mapping[str, Service], rounds: int, run: Callable[[Service], Run]
+    title: str, copies: Mapping[str, Copy], rounds: int, run: Callable[[Service], Run]
 ) -> dict[str, list[float]]:
     """Loads copies of a service, by name, in turns; prints what came of it; returns requests a second."""
-    runs = take_turns(title, services, rounds, run)
+
+    def measure(copy: Copy) -> Run:
+        with copy.without_export():
+            return run(copy.service)
+
+    runs = take_turns(title, copies, rounds, measure)
     rates = {name: [one.rate for one in of_copy] for name, of_copy in runs.items()}
     show(f"{title}: throughput", "req/s", rates)
     processor = {name: [one.processor for one in of_copy] for name, of_copy in runs.items()}
@@ -233,14 +275,17 @@ def measure_case(name: str, rounds: int, seconds: int, folder: Path) -> None:
     script = folder / "method.lua"
     script.write_text(f'wrk.method = "{case.method}"\n')
     program = build_paced(folder)
-    with running(case, folder) as services:
-        rates = compare(name, services, rounds, lambda service: run_wrk(service, case.path, seconds, script))
+    with running(case, folder) as copies:
+        rates = compare(name, copies, rounds, lambda service: run_wrk(service, case.path, seconds, script))
         fixed = FIXED_RATE * min(median(of_copy) for of_copy in rates.values())
         title = f"{name}: p99 at {fixed:.0f} requests a second"
-        late = take_turns(
-            title, services, rounds, lambda service: p99(program, service, case, fixed, seconds)
-        )
-        show(title, "us", late)
+
+        def measure(copy: Copy) -> float:
+            result = p99(program, copy.service, case, fixed, seconds)
+            copy.wait_for_agent()
+            return result
+
+        show(title, "us", take_turns(title, copies, rounds, measure))
 
 
 def measure_hits(rounds: int, seconds: int, folder: Path) -> None:
@@ -253,15 +298,16 @@ def measure_hits(rounds: int, seconds: int, folder: Path) -> None:
         print(f"  uprobe {measure_uprobe(bpf, ctypes.CDLL(None).wctob) or 0:23.1f}")
     case = CASES["ten spans"]
 
-    def nanoseconds_of_a_root(service: Service) -> float:
-        with_roots, without = (
-            1e9 / run_wrk(service, f"/many/1?spans={number}", seconds, connections=1).rate
-            for number in (ROOTS, 0)
-        )
+    def nanoseconds_of_a_root(copy: Copy) -> float:
+        with copy.without_export():
+            with_roots, without = (
+                1e9 / run_wrk(copy.service, f"/many/1?spans={number}", seconds, connections=1).rate
+                for number in (ROOTS, 0)
+            )
         return (with_roots - without) / ROOTS
 
-    with running(case, folder) as services:
-        figures = take_turns("a root", services, rounds, nanoseconds_of_a_root)
+    with running(case, folder) as copies:
+        figures = take_turns("a root", copies, rounds, nanoseconds_of_a_root)
     bare = figures["bare"]
     print("a root in a service, ns: in all, and more than in a bare copy")
     for name, of_copy in figures.items():

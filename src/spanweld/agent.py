@@ -597,7 +597,6 @@ class Agent:
         due = time.monotonic()
         while self._targets:
             ready = self._selector.select(max(0.0, due - time.monotonic()))
-            priority.pass_begins(due)
             for key, _ in ready:
                 target = key.data
                 if not isinstance(target, Target):

@@ -123,7 +123,8 @@ def tracing_options(command: Callable[..., int]) -> Callable[..., int]:
             "priority",
             Priority.IDLE,
             "When the agent decodes and exports: while nobody else wants the processor (idle, but for a "
-            "second now and then), or like any other process. Spans that are lost so are counted.",
+            "moment where somebody always does), or like any other process. Spans that are lost so are "
+            "counted.",
         ),
         click.option(
             "--exclude-path",

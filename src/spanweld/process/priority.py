@@ -8,10 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
-PATIENCE = 0.3
-"""Seconds that a pass may wait for a processor, all in all."""
-CATCHES_UP = 1.0
-"""Seconds for which the agent is like any other process after it has waited longer."""
 LOOKS_EACH = 0.2
 """Seconds between two looks of a ``StarvationWatch``."""
 ENOUGH = 0.1
@@ -24,19 +20,14 @@ class SparePriority:
 
     So whoever wakes goes on at once, and the agent after it: at a niceness it would keep its time slice. But
     where all processors are taken for long, it would get nothing at all, and what targets need of it would
-    wait: so from time to time it is like any other process, ``CATCHES_UP`` seconds after it has had to wait.
-    In the midst of a pass nothing can see to that here: another process is to have a ``StarvationWatch``.
+    wait: another process is to have a ``StarvationWatch``, which lets it finish its pass like any other one.
 
-    Nothing of that unless it is ``wanted``. For the ``with`` block; ``pass_begins`` and ``pass_ends`` around
-    each pass of its work. Threads that have a policy other than the default keep it. What the system does
-    not allow is left.
+    Nothing of that unless it is ``wanted``. For the ``with`` block; ``pass_ends`` after each pass of work.
+    Threads that have a policy other than the default keep it. What the system does not allow is left.
     """
 
     def __init__(self, *, wanted: bool = True) -> None:
         self._wanted = wanted
-        self._began = 0.0
-        self._used = 0.0
-        self._normal_until = 0.0
 
     def __enter__(self) -> SparePriority:
         return self
@@ -47,18 +38,9 @@ class SparePriority:
         # Letting a target go is to be quick.
         self._set(idle=False)
 
-    def pass_begins(self, due: float) -> None:
-        """``due``: when it should have begun, by ``time.monotonic``."""
-        self._began = min(due, time.monotonic())
-        self._used = time.process_time()
-
     def pass_ends(self, *, in_a_hurry: bool) -> None:
         """``in_a_hurry``: what comes next is to be acted on at once."""
-        now = time.monotonic()
-        waited = (now - self._began) - (time.process_time() - self._used)
-        if waited > PATIENCE:
-            self._normal_until = now + CATCHES_UP
-        self._set(idle=self._wanted and not in_a_hurry and now >= self._normal_until)
+        self._set(idle=self._wanted and not in_a_hurry)
 
     def _set(self, *, idle: bool) -> None:
         if idle == (os.sched_getscheduler(0) == os.SCHED_IDLE):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import subprocess
 import sys
@@ -20,16 +19,8 @@ def policy() -> int:
     return os.sched_getscheduler(0)
 
 
-def make_pass(spare: SparePriority, *, waits: float = 0.0, late: float = 0.0, hurry: bool = False) -> None:
-    spare.pass_begins(time.monotonic() - late)
-    time.sleep(waits)
-    spare.pass_ends(in_a_hurry=hurry)
-
-
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(priority, "PATIENCE", 0.1)
-    monkeypatch.setattr(priority, "CATCHES_UP", 0.2)
+def as_before() -> Iterator[None]:
     yield
     assert policy() == os.SCHED_OTHER
 
@@ -48,7 +39,7 @@ def test_all_threads_give_way_and_no_more_at_the_end() -> None:
     started.wait()
     with SparePriority() as spare:
         assert policy() == os.SCHED_OTHER
-        make_pass(spare)
+        spare.pass_ends(in_a_hurry=False)
         assert policy() == os.SCHED_IDLE
         assert os.sched_getscheduler(thread.native_id or 0) == os.SCHED_IDLE
         younger = threading.Thread(target=lambda: seen.append(policy()))
@@ -60,46 +51,16 @@ def test_all_threads_give_way_and_no_more_at_the_end() -> None:
     assert seen == [os.SCHED_IDLE, os.SCHED_OTHER]
 
 
-@pytest.mark.parametrize(("waits", "late"), [(0.15, 0.0), (0.0, 0.15)])
-def test_who_had_to_wait_catches_up(waits: float, late: float) -> None:
-    with SparePriority() as spare:
-        make_pass(spare)
-        assert policy() == os.SCHED_IDLE
-        make_pass(spare, waits=waits, late=late)
-        assert policy() == os.SCHED_OTHER
-        make_pass(spare)
-        assert policy() == os.SCHED_OTHER
-        time.sleep(0.2)
-        make_pass(spare)
-        assert policy() == os.SCHED_IDLE
-
-
-def test_work_is_no_waiting() -> None:
-    before = os.getpriority(os.PRIO_PROCESS, 0)
-    with contextlib.suppress(PermissionError):
-        os.setpriority(os.PRIO_PROCESS, 0, -20)  # what others take of the time is waiting, indeed
-    try:
-        with SparePriority() as spare:
-            spare.pass_begins(time.monotonic())
-            until = time.process_time() + 0.2
-            while time.process_time() < until:
-                pass
-            spare.pass_ends(in_a_hurry=False)
-            assert policy() == os.SCHED_IDLE
-    finally:
-        os.setpriority(os.PRIO_PROCESS, 0, before)
-
-
 def test_nobody_gives_way_in_a_hurry_or_where_it_is_not_wanted() -> None:
     with SparePriority() as spare:
-        make_pass(spare, hurry=True)
+        spare.pass_ends(in_a_hurry=True)
         assert policy() == os.SCHED_OTHER
-        make_pass(spare)
+        spare.pass_ends(in_a_hurry=False)
         assert policy() == os.SCHED_IDLE
-        make_pass(spare, hurry=True)
+        spare.pass_ends(in_a_hurry=True)
         assert policy() == os.SCHED_OTHER
     with SparePriority(wanted=False) as spare:
-        make_pass(spare)
+        spare.pass_ends(in_a_hurry=False)
         assert policy() == os.SCHED_OTHER
 
 
@@ -107,7 +68,7 @@ def test_another_policy_is_kept() -> None:
     os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     try:
         with SparePriority() as spare:
-            make_pass(spare)
+            spare.pass_ends(in_a_hurry=False)
             assert policy() == os.SCHED_BATCH
         assert policy() == os.SCHED_BATCH
     finally:
@@ -117,7 +78,7 @@ def test_another_policy_is_kept() -> None:
 def test_it_ends_with_an_error_too() -> None:
     def fail() -> None:
         with SparePriority() as spare:
-            make_pass(spare)
+            spare.pass_ends(in_a_hurry=False)
             raise RuntimeError
 
     with pytest.raises(RuntimeError):
