@@ -22,6 +22,7 @@ from spanweld.bpf.keeper import LinkKeeper
 from spanweld.bpf.libbpf import BpfMap, BpfObject, Libbpf, Link, detach_all
 from spanweld.bpf.pins import PinFolder, remove_stale
 from spanweld.bpf.ring import RingReader
+from spanweld.bpf.targets import TargetPlaces
 from spanweld.errors import HostError, SpanweldError, TargetError, UsageError
 from spanweld.exporters import Exporter, make_exporters
 from spanweld.image import Image, SpanArguments, find_entry, find_increment
@@ -223,6 +224,7 @@ class Agent:
         self._root_links = RootLinks()
         self._carried = CarriedContexts(settings.baggage_attributes)
         self._object: BpfObject | None = None
+        self._target_places: TargetPlaces | None = None
         self._ring: RingReader | None = None
         self._keeper: LinkKeeper | None = None
         self._injection: injection.Injection | None = None
@@ -248,6 +250,7 @@ class Agent:
         self._keeper = LinkKeeper(StarvationWatch(os.getpid()).look if gives_way else None, LOOKS_EACH)
         self._object, choice = load_programs(self._settings, host)
         self._object.keeper = self._keeper
+        self._target_places = TargetPlaces(self._object)
         self._attach_tracepoints(for_stop_writer=False)
         ring = self._bpf.map("events")
         self._ring = RingReader(ring.fd, ring.max_entries)
@@ -262,7 +265,7 @@ class Agent:
             return
         why_not = ""
         try:
-            self._injection = injection.Injection(self._bpf)
+            self._injection = injection.Injection(self._bpf, self._places)
             if mode is InjectMode.AUTO:
                 why_not = self._injection.why_not()
         except HostError as error:
@@ -288,6 +291,11 @@ class Agent:
     def _bpf(self) -> BpfObject:
         assert self._object is not None, "open() comes first"
         return self._object
+
+    @property
+    def _places(self) -> TargetPlaces:
+        assert self._target_places is not None, "open() comes first"
+        return self._target_places
 
     def add(self, pid: Pid, plan: Plan, image: Path, choice: Choice, *, starting: bool = False) -> Target:
         """Attaches everything to a process. ``starting``: it is a child that waits to be executed.
@@ -319,7 +327,7 @@ class Agent:
         self._targets[pid] = target
         try:
             self._bpf.pin(spans, pins.path / "spans_in_progress")
-            self._bpf.map("spans_in_progress").set(_u32(pid), _u32(spans.fd))
+            self._places.reserve(pid, spans)
             self._bpf.pin(carried, pins.path / "carried")
             self._bpf.map("carried").set(_u32(pid), _u32(carried.fd))
             self._start_writer(target, starting=starting)
@@ -504,8 +512,7 @@ class Agent:
             target.writer = kernel_writer.PassiveWriter(WriteMode.OFF)
 
     def _put_target(self, target: Target, layout: SdkLayout | LearnedLayout | None) -> None:
-        entry = self._encode_target(target, layout)
-        self._bpf.map("targets").set(_u32(target.pid), entry)
+        self._places.put(target.pid, self._encode_target(target, layout))
 
     def _encode_target(self, target: Target, layout: SdkLayout | LearnedLayout | None) -> bytes:
         settings = self._settings
@@ -552,12 +559,12 @@ class Agent:
         detach_all(target.task_links)
         self._forget(target.writer.fileno())
         self._say_report(target, target.writer.stop())
-        self._bpf.map("targets").delete(_u32(target.pid))
+        self._places.hide(target.pid)
         if self._injection:
             self._injection.let_go(target.pid)
         # What was under way is not followed any more; what had ended before must not be lost.
         self._drain()
-        self._bpf.map("spans_in_progress").delete(_u32(target.pid))
+        self._places.free(target.pid)
         self._bpf.map("carried").delete(_u32(target.pid))
         _delete_of_pid(self._bpf.map("connections"), target.pid, events.CONNECTION_KEY.unpack, 2)
         _delete_of_pid(self._bpf.map("listening"), target.pid, events.LISTENING_KEY.unpack, 0)
@@ -716,7 +723,7 @@ class Agent:
             self._put_target(target, None)
             self._adoption_changed(target, AdoptionChanged(f"the layout could not be learned: {found}"))
             return
-        # As a whole: a program sees either that it is being learned, or the layout. It is verified as any.
+        # A program sees either that it is being learned, or the layout. It is verified as any.
         self._put_target(target, found)
         done = "linked" if target.writer.mode is WriteMode.OFF else "adopted"
         shown = "" if "console" not in self._settings.exports else "; they are not shown in trees"

@@ -15,7 +15,9 @@ from pathlib import Path
 
 from spanweld.bpf import events
 from spanweld.bpf.libbpf import BpfObject
+from spanweld.bpf.targets import TargetPlaces
 from spanweld.errors import HostError
+from spanweld.model import Pid
 
 CONNECT_PROGRAM = "inject_connect"
 MESSAGE_PROGRAM = "inject_message"
@@ -33,10 +35,10 @@ _RESPONSE = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
 class Injection:
     """The two programs, attached. Raises HostError, with the reason, where that cannot be."""
 
-    def __init__(self, bpf: BpfObject) -> None:
+    def __init__(self, bpf: BpfObject, places: TargetPlaces) -> None:
         if bpf.left_out:
             raise HostError(bpf.left_out)
-        self._bpf = bpf
+        self._places = places
         self._sockets = bpf.map(SOCKETS)
         cgroup = _cgroup2()
         bpf.attach_to_sockets(MESSAGE_PROGRAM, self._sockets)
@@ -64,18 +66,18 @@ class Injection:
         Sends requests with large bodies over the loopback from this very process, as if it were a target,
         and compares what arrives bit by bit. The tracepoints of the HTTP probes must be attached.
         """
-        own = os.getpid()
-        key = own.to_bytes(4, "little")
+        own = Pid(os.getpid())
         values = dict.fromkeys(events.Target._fields, 0)
         values.update(inject=1)
-        targets = self._bpf.map("targets")
-        targets.set(key, events.TARGET.pack(*values.values()))
+        self._places.reserve(own, None)
+        self._places.put(own, events.TARGET.pack(*values.values()))
         try:
             return _try_transfers()
         except OSError as error:
             return f"a transfer over the loopback failed: {error}"
         finally:
-            targets.delete(key)
+            self._places.hide(own)
+            self._places.free(own)
             self.let_go(own)
 
 

@@ -322,7 +322,7 @@ void *bpf_map_lookup_elem(void *address, const void *key)
 	struct host_map *map = map_at(address);
 	void *value = lookup(map, key);
 
-	if (value && map->type == BPF_MAP_TYPE_HASH_OF_MAPS)
+	if (value && (map->type == BPF_MAP_TYPE_HASH_OF_MAPS || map->type == BPF_MAP_TYPE_ARRAY_OF_MAPS))
 		return *(void **)value;
 	return value;
 }
@@ -362,10 +362,31 @@ void host_leave(void)
 static struct host_map *inner_maps[4], *carried_maps[4];
 static int nr_inner_maps, inner_maps_in_use;
 
+/* The set that a process's place is in, and in *place the number of that among all; NULL: it has none. */
+static struct target_set *set_of(__u32 pid, __u32 sought, __u32 *place)
+{
+	__u32 key = pid % TARGET_SETS;
+	struct target_set *set = host_map_lookup("target_sets", &key);
+
+	for (__u32 i = 0; i < TARGET_SET; i++) {
+		*place = key * TARGET_SET + i;
+		if (set->pids[i] == sought)
+			return set;
+	}
+	return NULL;
+}
+
 struct target *host_target(__u32 pid, const struct target *target)
 {
 	struct host_map *inner;
+	struct target_set *set;
+	__u32 place;
 
+	host_hide_target(pid);
+	set = set_of(pid, 0, &place);
+	if (!set)
+		host_fail("a set of targets is full");
+	set->pids[place % TARGET_SET] = pid;
 	if (inner_maps_in_use == 4)
 		host_fail("too many targets");
 	if (inner_maps_in_use == nr_inner_maps) {
@@ -376,14 +397,40 @@ struct target *host_target(__u32 pid, const struct target *target)
 	}
 	host_map_update("carried", &pid, &carried_maps[inner_maps_in_use]);
 	inner = inner_maps[inner_maps_in_use++];
-	host_map_update("spans_in_progress", &pid, &inner);
-	host_map_update("targets", &pid, target);
-	return host_map_lookup("targets", &pid);
+	host_map_update("spans_in_progress", &place, &inner);
+	host_map_update("targets", &place, target);
+	return host_map_lookup("targets", &place);
+}
+
+void host_hide_target(__u32 pid)
+{
+	__u32 place;
+	struct target_set *set = set_of(pid, pid, &place);
+
+	if (set)
+		set->pids[place % TARGET_SET] = 0;
+}
+
+void host_show_target(__u32 pid, const struct target *target)
+{
+	__u32 place;
+	struct target_set *set = set_of(pid, 0, &place);
+
+	host_map_update("targets", &place, target);
+	set->pids[place % TARGET_SET] = pid;
+}
+
+struct target *host_find_target(__u32 pid)
+{
+	__u32 place;
+
+	return set_of(pid, pid, &place) ? host_map_lookup("targets", &place) : NULL;
 }
 
 static struct host_map *inner_map(__u32 pid)
 {
-	struct host_map **inner = host_map_lookup("spans_in_progress", &pid);
+	__u32 place;
+	struct host_map **inner = set_of(pid, pid, &place) ? host_map_lookup("spans_in_progress", &place) : NULL;
 
 	return inner ? *inner : NULL;
 }
@@ -680,6 +727,20 @@ unsigned bpf_get_prandom_u32(void)
 	host.random ^= host.random >> 7;
 	host.random ^= host.random << 17;
 	return (unsigned)(host.random >> 16);
+}
+
+/* One in which each field of the kernel's is read by a call, so that each can fail. */
+int LINUX_KERNEL_VERSION = KERNEL_VERSION(6, 1, 0);
+
+void *bpf_rdonly_cast(const void *address, unsigned type)
+{
+	(void)type;
+	return (void *)address;
+}
+
+unsigned bpf_get_smp_processor_id(void)
+{
+	return host.processor;
 }
 
 unsigned long long bpf_ktime_get_ns(void)

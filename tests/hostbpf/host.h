@@ -21,6 +21,7 @@ struct host {
 	__u64 now; /* CLOCK_MONOTONIC; each look at it adds 1 */
 	__u64 random; /* state of the generator */
 	__u64 ring_fill; /* what bpf_ringbuf_query answers */
+	__u32 processor; /* that runs everything */
 	__u64 cookie; /* of the probe that a program runs for */
 
 	/* Which call fails, counted from 1 since host_reset(); 0: none. */
@@ -73,6 +74,10 @@ __u64 host_count(__u32 cause); /* of the map `counters` */
 /* Makes a process a target: its entry in `targets` and its own maps. */
 struct target;
 struct target *host_target(__u32 pid, const struct target *target);
+struct target *host_find_target(__u32 pid);
+/* It is none for a while; shown again, it has the maps that it had. */
+void host_hide_target(__u32 pid);
+void host_show_target(__u32 pid, const struct target *target);
 
 struct active_spans;
 struct span_bucket;

@@ -37,6 +37,7 @@ static inline void host_store64(void *to, unsigned long long word)
 
 void host_register_maps(void)
 {
+	MAP(target_sets);
 	MAP(targets);
 	MAP(counters);
 	MAP(connections);

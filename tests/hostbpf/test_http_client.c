@@ -456,7 +456,7 @@ static void serving(__u64 sample_below)
 	struct target *target;
 
 	http_start_tokio(TASK);
-	target = host_map_lookup("targets", &(__u32){PID});
+	target = host_find_target(PID);
 	target->sample_below = sample_below;
 	sys_accept(SERVER_FD, &host_tcp);
 	in_at(SERVER_FD, HEAD, sizeof(HEAD) - 1);

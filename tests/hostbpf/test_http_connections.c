@@ -374,18 +374,18 @@ TEST(number_and_address_are_used_again)
 	/* A close that nobody saw: of the process's end, of close_range(2). */
 	sys_accept(FD, &host_tcp);
 	in("GET / HTTP/1.1\r\nHo");
-	host_map_delete("targets", &(__u32){PID});
+	host_hide_target(PID);
 	sys_close(FD);
-	host_map_update("targets", &(__u32){PID}, &(struct target){.sample_below = ~0ULL});
+	host_show_target(PID, &(struct target){.sample_below = ~0ULL});
 	host_reuse_address();
 	sys_accept(FD, &host_tcp);
 	serve_at(FD);
 	CHECK_EQUAL(span_event(1).status, 200);
 	/* And the next to have the address is one that the target opened itself. */
 	in(GET);
-	host_map_delete("targets", &(__u32){PID});
+	host_hide_target(PID);
 	sys_close(FD);
-	host_map_update("targets", &(__u32){PID}, &(struct target){.sample_below = ~0ULL});
+	host_show_target(PID, &(struct target){.sample_below = ~0ULL});
 	host_reuse_address();
 	host_open(FD, &host_tcp);
 	out(OK);
@@ -966,9 +966,9 @@ TEST(discovered_with_an_unknown_duplicate)
 {
 	http_start();
 	host_open(FD, &host_tcp);
-	host_map_delete("targets", &(__u32){PID});
+	host_hide_target(PID);
 	sys_dup(FD, 20);
-	host_map_update("targets", &(__u32){PID}, &(struct target){.sample_below = ~0ULL});
+	host_show_target(PID, &(struct target){.sample_below = ~0ULL});
 	listen_on(PID, 8080);
 	in(GET);
 	sys_close(20);

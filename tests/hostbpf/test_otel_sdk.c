@@ -1151,7 +1151,7 @@ TEST(no_sdk_no_reads)
 TEST(process_that_is_no_target)
 {
 	start();
-	host_map_delete("targets", &(__u32){PID});
+	host_hide_target(PID);
 	end(start_span(NULL));
 	CHECK_EQUAL(stops, 0);
 	CHECK_EQUAL(host_events(), 0);

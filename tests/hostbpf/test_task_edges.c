@@ -153,7 +153,7 @@ TEST(own_requests_come_before_the_spawners)
 TEST(a_request_that_is_not_sampled_is_handed_on_as_such)
 {
 	start();
-	((struct target *)host_map_lookup("targets", &(__u32){PID}))->sample_below = 0;
+	host_find_target(PID)->sample_below = 0;
 	in(GET);
 	host_spawns(CHILD);
 	CHECK_EQUAL(context_of(CHILD).server.flags & TRACE_FLAG_SAMPLED, 0);

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import struct
 from collections.abc import Iterator
 
 import pytest
@@ -16,7 +17,9 @@ from spanweld.bpf import events
 from spanweld.bpf.host import look_at_host
 from spanweld.bpf.libbpf import BpfObject
 from spanweld.bpf.ring import RingReader
-from spanweld.errors import HostError
+from spanweld.bpf.targets import TargetPlaces
+from spanweld.errors import HostError, TargetError
+from spanweld.model import Pid
 from spanweld.probes import REGISTRY
 from spanweld.probes.declaration import Place
 from spanweld.settings import Settings, WriteMode
@@ -54,12 +57,59 @@ def test_structures_have_the_sizes_of_the_maps(loaded: BpfObject) -> None:
 def test_a_map_of_a_target_is_made_found_and_gone(loaded: BpfObject, name: str) -> None:
     spans = loaded.create_inner_map(name)
     outer = loaded.map(name)
-    key = os.getpid().to_bytes(4, "little")
+    key = (7).to_bytes(4, "little")
+    assert outer.get(key) is None
     outer.set(key, spans.fd.to_bytes(4, "little"))
-    assert list(outer.keys()) == [key]
+    assert outer.get(key)
     outer.delete(key)
-    assert list(outer.keys()) == []
+    assert outer.get(key) is None
     os.close(spans.fd)
+
+
+def test_targets_have_places_of_their_own_until_they_are_freed(loaded: BpfObject) -> None:
+    places = TargetPlaces(loaded)
+    sets, entries = loaded.map("target_sets"), loaded.map("targets")
+    each = sets.value_size // 4
+    same = [Pid(11 + number * sets.max_entries) for number in range(each + 1)]
+    key = (11).to_bytes(4, "little")
+
+    def shown() -> list[int]:
+        return list(struct.unpack(f"<{each}I", sets.get(key) or b""))
+
+    def adopt_mode(place: int) -> int:
+        entry = entries.get((11 * each + place).to_bytes(4, "little"))
+        return events.Target._make(events.TARGET.unpack(entry or b"")).adopt_mode
+
+    for number, pid in enumerate(same[:-1]):
+        places.reserve(pid, None)
+        assert pid not in shown()
+        places.put(pid, _entry(adopt_mode=number))
+    assert shown() == same[:-1]
+    assert [adopt_mode(place) for place in range(each)] == list(range(each))
+    with pytest.raises(TargetError) as refused:
+        places.reserve(same[-1], None)
+    assert f"modulo {sets.max_entries}" in refused.value.message
+    # Hidden, it has its place still; only a freed one is given to another.
+    places.hide(same[3])
+    assert shown()[3] == 0
+    with pytest.raises(TargetError):
+        places.reserve(same[-1], None)
+    places.free(same[3])
+    places.reserve(same[-1], None)
+    places.put(same[-1], _entry(adopt_mode=99))
+    assert shown()[3] == same[-1]
+    assert adopt_mode(3) == 99
+    places.put(same[5], _entry(adopt_mode=77))
+    assert shown()[5] == same[5]
+    assert adopt_mode(5) == 77
+    # Of one that never had a place, nothing is taken.
+    places.hide(Pid(11 + 1000 * sets.max_entries))
+    places.free(Pid(11 + 1000 * sets.max_entries))
+    assert 0 not in shown()
+
+
+def _entry(**values: int) -> bytes:
+    return events.TARGET.pack(*(dict.fromkeys(events.Target._fields, 0) | values).values())
 
 
 def test_an_empty_ring_yields_nothing(loaded: BpfObject) -> None:

@@ -19,7 +19,9 @@ from spanweld.bpf import events
 from spanweld.bpf.clock import Clock
 from spanweld.bpf.host import look_at_host
 from spanweld.bpf.ring import RingReader
+from spanweld.bpf.targets import TargetPlaces
 from spanweld.injection import Injection
+from spanweld.model import Pid
 from spanweld.probes import REGISTRY
 from spanweld.probes.declaration import Place, SocketLetGo
 from spanweld.probes.http_inject import decode_inject
@@ -74,11 +76,13 @@ def main() -> int:
         for probe in instrumentation.probes:
             if probe.place is Place.TRACEPOINT and not probe.for_stop_writer:
                 bpf.attach(probe.program)
-    injection = Injection(bpf)
+    places = TargetPlaces(bpf)
+    injection = Injection(bpf, places)
     values = dict.fromkeys(events.Target._fields, 0)
     values.update(inject=1, sample_below=SAMPLED)
     for pid in pids:
-        bpf.map("targets").set(pid.to_bytes(4, "little"), events.TARGET.pack(*values.values()))
+        places.reserve(Pid(pid), None)
+        places.put(Pid(pid), events.TARGET.pack(*values.values()))
     print("ready", flush=True)
     sys.stdin.read()
     counts = {"let_go": 0}

@@ -18,6 +18,7 @@ from rich.table import Table
 from spanweld.agent import load_programs
 from spanweld.bpf.host import Host, look_at_host
 from spanweld.bpf.libbpf import BpfObject
+from spanweld.bpf.targets import TargetPlaces
 from spanweld.errors import HostError, SpanweldError
 from spanweld.injection import Injection
 from spanweld.model import FileOffset, Pid
@@ -120,7 +121,7 @@ def try_injection(bpf: BpfObject) -> str:
     """``works``, or why requests out get no headers here."""
     link = bpf.attach("http_sys_exit")
     try:
-        injection = Injection(bpf)
+        injection = Injection(bpf, TargetPlaces(bpf))
         try:
             return injection.why_not() or "works"
         finally:

@@ -47,7 +47,7 @@ struct transfer {
 	__u64 base;
 	__u64 in_buffer; /* bytes left in this buffer */
 	__u64 left; /* bytes left of the system call */
-	__u64 now;
+	__u64 now; /* CLOCK_MONOTONIC, ns: when this system call returned, or whatever else ends spans happened */
 	__u32 is_out; /* as a server sees it */
 	__u32 is_file; /* its bytes are nowhere in the target's memory */
 };
@@ -104,6 +104,7 @@ struct connection {
 	__u64 connected_by; /* key of the task that connected it; 0: it is older than the agent */
 	__u64 user; /* key of the first task that read or wrote it, 0: none has yet */
 	struct request_out request_out;
+	__u64 random; /* state of next_random() */
 	__u32 sent; /* bytes that the target was told to have written, modulo 2^32 */
 	__u32 pad_sent;
 	struct active_spans cause; /* scratch of begin_request_out(): the stack is small */
@@ -176,6 +177,20 @@ static __always_inline bool path_matches(const volatile struct excluded_path *pa
 static __always_inline __u64 random64(void)
 {
 	return (__u64)bpf_get_prandom_u32() << 32 | bpf_get_prandom_u32();
+}
+
+/*
+ * The next of a connection's own random numbers, which begin anywhere: no call for each. By itself one is as good as its
+ * 64 bits of state; what is to be unique beyond that needs another source as well.
+ * Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators (2014)
+ */
+static __always_inline __u64 next_random(struct connection *c)
+{
+	__u64 number = c->random += 0x9E3779B97F4A7C15ULL;
+
+	number = (number ^ number >> 30) * 0xBF58476D1CE4E5B9ULL;
+	number = (number ^ number >> 27) * 0x94D049BB133111EBULL;
+	return number ^ number >> 31;
 }
 
 /* Never 0, and none that a task without a request is known by (WAKE_BY_NOBODY). */

@@ -113,7 +113,7 @@ static __always_inline int connecting(struct bpf_sock_ops *ops)
 	__u32 pid;
 
 	pid = BPF_CORE_READ(task, tgid);
-	target = bpf_map_lookup_elem(&targets, &pid);
+	target = find_target(pid);
 	if (!target || !target->inject)
 		return 1;
 	sk = ops->sk;
@@ -576,7 +576,7 @@ int inject_message(struct sk_msg_md *msg)
 	}
 	if (c->in.state != START_LINE || c->in.line_length)
 		return SK_PASS;
-	target = bpf_map_lookup_elem(&targets, &key.pid);
+	target = find_target(key.pid);
 	if (!target || __sync_fetch_and_or(&c->busy, BUSY) & BUSY)
 		return SK_PASS;
 	tcp = (struct tcp_sock *)key.socket;

@@ -499,6 +499,21 @@ static __always_inline bool path_is_excluded(const struct server_span_event *req
 	return false;
 }
 
+/* The request gets its span's id, if it has none yet, and is listed as open; false: there is no room. */
+static __always_inline bool list_as_open(void *tasks, struct connection *c, struct server_span_event *request)
+{
+	__u64 random = next_random(c);
+	__u32 near = bpf_get_smp_processor_id() * OPEN_BUCKETS_NEAR + random % OPEN_BUCKETS_NEAR;
+
+	if (!request->span_id) {
+		request->span_id = open_id_in(near % (1 << OPEN_BUCKETS_LOG2), random);
+		if (open_request(tasks, request->span_id))
+			return true;
+		request->span_id = new_span_id();
+	}
+	return open_request(tasks, request->span_id);
+}
+
 /*
  * requests[active] begins to be handled by the running task: its span gets its ids here. That of a
  * client has them since it went out.
@@ -523,14 +538,15 @@ GLOBAL int activate(struct connection *c, struct target *target, __u64 key)
 	}
 	if (!request->parent_span_id) {
 		request->trace_id_high = random64();
-		request->trace_id_low = random64() | 1; /* never 0 */
+		request->trace_id_low = next_random(c) | 1; /* never 0 */
 	}
 	if (!(request->remote & REMOTE_DECIDED) || !target->parent_based)
 		request->flags = (request->flags & TRACE_FLAG_RANDOM) | sample(target, request->trace_id_low);
 	if (!(request->flags & TRACE_FLAG_SAMPLED))
 		count(COUNT_UNSAMPLED);
-	if (!request->span_id)
-		request->span_id = new_span_id();
+	tasks = shared_map(c->pid);
+	if (!list_as_open(tasks, c, request))
+		count(COUNT_TASKS_FULL);
 	request->task_key = key;
 	request->addresses = c->addresses;
 	frame.trace_id_low = request->trace_id_low;
@@ -539,8 +555,6 @@ GLOBAL int activate(struct connection *c, struct target *target, __u64 key)
 	frame.remote_parent = request->parent_span_id;
 	frame.flags = request->flags;
 	frame.kind = FRAME_SERVER;
-	tasks = shared_map(c->pid);
-	open_request(tasks, request->span_id);
 	push_span(tasks, key, &frame);
 	if (request->remote & REMOTE_CARRIED && request->flags & TRACE_FLAG_SAMPLED)
 		tell_carried(request);
@@ -548,12 +562,15 @@ GLOBAL int activate(struct connection *c, struct target *target, __u64 key)
 }
 
 /* A span leaves its task's stack and goes out. */
-GLOBAL int send_span(struct server_span_event *request, __u32 pid, __u32 role, __u32 status, __u32 ended_by)
+GLOBAL int send_span(struct server_span_event *request, struct connection *c, __u32 status, __u32 ended_by)
 {
+	__u32 role, pid;
 	__u64 length;
 
-	if (!request || request->excluded)
+	if (!request || !c || request->excluded)
 		return 0;
+	role = c->role;
+	pid = c->pid;
 	if (request->task_key)
 		end_span(pid, request->task_key, request->span_id);
 	drop_carried(pid, request);
@@ -563,7 +580,7 @@ GLOBAL int send_span(struct server_span_event *request, __u32 pid, __u32 role, _
 		return 0;
 	request->head.kind = role == ROLE_CLIENT ? EVENT_CLIENT_SPAN : EVENT_SERVER_SPAN;
 	request->head.pid = pid;
-	request->head.at = bpf_ktime_get_ns();
+	request->head.at = c->transfer.now;
 	request->status = status;
 	request->ended_by = ended_by;
 	length = request->target_length;
@@ -583,7 +600,7 @@ GLOBAL int finish(struct connection *c, __u32 status, __u32 ended_by)
 		return 0;
 	is_open = c->requests_open == REQUEST_OPEN;
 	c->requests_open = NO_REQUEST;
-	return is_open ? send_span(&c->requests[c->active & 1], c->pid, c->role, status, ended_by) : 0;
+	return is_open ? send_span(&c->requests[c->active & 1], c, status, ended_by) : 0;
 }
 
 static __always_inline void clear_request(struct server_span_event *request)
@@ -673,7 +690,7 @@ static __always_inline void request_head_done(struct scan *s)
 		    bpf_map_update_elem(&queued_requests, &key, request, BPF_ANY)) {
 			/* A client's is on its way already, and its span on a task's stack. */
 			if (c->role == ROLE_CLIENT)
-				send_span(request, c->pid, ROLE_CLIENT, 0, END_UNFRAMED);
+				send_span(request, c, 0, END_UNFRAMED);
 			make_opaque(c, false, OPAQUE_QUEUE_FULL);
 			return;
 		}
@@ -818,6 +835,7 @@ static __always_inline void line_done(struct scan *s, struct direction *d)
 }
 
 struct queue_end {
+	struct connection *connection;
 	struct queue_key key;
 	__u32 is_client;
 	__u32 ended_by;
@@ -831,7 +849,7 @@ static long drop_queued(__u32 index, void *context)
 
 	(void)index;
 	if (request && end->is_client)
-		send_span(request, end->key.connection.pid, ROLE_CLIENT, 0, end->ended_by);
+		send_span(request, end->connection, 0, end->ended_by);
 	else if (request)
 		drop_carried(end->key.connection.pid, request);
 	bpf_map_delete_elem(&queued_requests, &end->key);
@@ -842,10 +860,11 @@ static long drop_queued(__u32 index, void *context)
 /* All that is open on a connection ends, and it is forgotten. */
 GLOBAL int end_connection(struct connection *c, struct connection_key *key)
 {
-	struct queue_end queued = {};
+	struct queue_end queued = {.connection = c};
 
 	if (!c || !key)
 		return 0;
+	c->transfer.now = bpf_ktime_get_ns();
 	queued.ended_by = c->write_failure ? c->write_failure : END_CLOSED;
 	queued.is_client = c->role == ROLE_CLIENT;
 	/* A response that lasts until the close is complete now. */
@@ -866,8 +885,10 @@ GLOBAL int end_connection(struct connection *c, struct connection_key *key)
 
 static __always_inline bool enter_connection(struct connection *c, bool is_out)
 {
-	if (!(__sync_fetch_and_or(&c->busy, BUSY) & BUSY))
+	if (!(__sync_fetch_and_or(&c->busy, BUSY) & BUSY)) {
+		c->transfer.now = bpf_ktime_get_ns();
 		return true;
+	}
 	__sync_fetch_and_or(&c->busy, is_out ? MISSED_OUT : MISSED_IN);
 	return false;
 }
@@ -875,8 +896,10 @@ static __always_inline bool enter_connection(struct connection *c, bool is_out)
 /* Bytes went by that nobody looked at: that way cannot be followed any more. */
 GLOBAL int heed_missed(struct connection *c)
 {
-	if (c && c->busy & (MISSED_IN | MISSED_OUT))
+	if (c && c->busy & (MISSED_IN | MISSED_OUT)) {
+		c->transfer.now = bpf_ktime_get_ns();
 		make_opaque(c, c->busy & MISSED_OUT, OPAQUE_BUSY);
+	}
 	return 0;
 }
 
@@ -1076,7 +1099,8 @@ static long scan_step(__u32 index, void *context)
 		t->vector += sizeof(iov);
 		t->base = iov[0];
 		t->in_buffer = iov[1];
-		return 0;
+		if (!t->in_buffer)
+			return 0;
 	}
 	here = t->in_buffer < t->left ? t->in_buffer : t->left;
 	if (d->state == BODY_COUNTED || d->state == CHUNK_DATA) {
@@ -1092,7 +1116,7 @@ static long scan_step(__u32 index, void *context)
 				message_done(s);
 			}
 		}
-		return 0;
+		return !t->left;
 	}
 	if (t->is_file) {
 		make_opaque(c, is_out, OPAQUE_FRAMING);
@@ -1119,18 +1143,30 @@ static long scan_step(__u32 index, void *context)
 	/* A chunk's size line counts for itself. */
 	if (d->state == CHUNK_SIZE || d->state == CHUNK_DATA)
 		d->head_length = 0;
-	return 0;
+	return !t->left;
 }
+
+extern int LINUX_KERNEL_VERSION __kconfig;
+extern void *bpf_rdonly_cast(const void *address, __u32 type) __ksym __weak;
+
+/*
+ * A field of a structure in the kernel, 0 if it is not there. Since Linux 6.2 the kernel takes our word for what an address
+ * is of, and it is a load; before, a call.
+ */
+#define READ_KERNEL(type, address, field)                                                                         \
+	(LINUX_KERNEL_VERSION >= KERNEL_VERSION(6, 2, 0)                                                          \
+		 ? ((const type *)bpf_rdonly_cast((address), bpf_core_type_id_kernel(type)))->field               \
+		 : BPF_CORE_READ((const type *)(address), field))
 
 static __always_inline struct file *file_of(__s32 fd)
 {
 	const struct fdtable *table = bpf_get_current_task_btf()->files->fdt;
-	struct file *file = NULL;
 
 	if (fd < 0 || (__u32)fd >= table->max_fds)
 		return NULL;
-	bpf_probe_read_kernel(&file, sizeof(file), &table->fd[fd]);
-	return file;
+	/* An element of an array of pointers, read as the field of a structure that is one. */
+	return READ_KERNEL(struct socket, (void *)&table->fd[fd] - bpf_core_field_offset(struct socket, file),
+			   file);
 }
 
 /* The socket behind a descriptor of the running task; NULL if it is no stream socket. */
@@ -1143,14 +1179,14 @@ static __always_inline struct sock *socket_of(__s32 fd, struct connection_key *k
 	if (!file)
 		return NULL;
 	/* Of other files this leads anywhere; of a socket's, to what leads back. Each step is a read that counts. */
-	both = BPF_CORE_READ(file, private_data);
-	if (!both || BPF_CORE_READ(both, socket.file) != file)
+	both = READ_KERNEL(struct file, file, private_data);
+	if (!both || READ_KERNEL(struct socket_alloc, both, socket.file) != file)
 		return NULL;
-	sock = BPF_CORE_READ(both, socket.sk);
+	sock = READ_KERNEL(struct socket_alloc, both, socket.sk);
 	if (!sock)
 		return NULL;
 	key->socket = (__u64)sock;
-	key->inode = BPF_CORE_READ(both, vfs_inode.i_ino);
+	key->inode = READ_KERNEL(struct socket_alloc, both, vfs_inode.i_ino);
 	return sock;
 }
 
@@ -1192,6 +1228,7 @@ static __always_inline struct connection *add_connection(struct connection_key *
 		return NULL;
 	c->pid = key->pid;
 	c->role = role;
+	c->random = random64();
 	read_addresses(sock, &c->addresses);
 	return c;
 }
@@ -1258,7 +1295,6 @@ static __always_inline int traffic(struct connection *c, struct connection_key *
 	c->transfer.base = base;
 	c->transfer.in_buffer = vector ? 0 : length;
 	c->transfer.left = length;
-	c->transfer.now = bpf_ktime_get_ns();
 	c->transfer.is_out = is_out;
 	c->transfer.is_file = !base && !vector;
 	asm volatile("" ::: "memory");
@@ -1474,6 +1510,7 @@ static __always_inline void shut(struct connection *c, bool is_all)
 	if (c->out.state == OPAQUE)
 		return;
 	heed_missed(c);
+	c->transfer.now = bpf_ktime_get_ns();
 	forget_request_out(c);
 	if (c->role == ROLE_CLIENT && !is_all) {
 		c->in.state = OPAQUE;

@@ -32,6 +32,7 @@
 #define HANDED_BUCKET 8
 #define HANDED_BUSY 1 /* no server span has this id: theirs have the top bit */
 #define OPEN_BUCKETS_LOG2 10
+#define OPEN_BUCKETS_NEAR 4 /* those in which a processor opens requests, as long as there is room */
 #define LISTED_BUCKETS_LOG2 11
 #define EDGE_BUCKETS_LOG2 10
 #define WAKE_BUCKETS_LOG2 9
@@ -126,9 +127,24 @@ enum shared_place {
 	SHARED_ELEMENTS,
 };
 
+/* Without the id's top bit, which is always set. */
 SPANS_INLINE __u32 open_bucket_of(__u64 server_span_id)
 {
-	return spans_hash(server_span_id, OPEN_BUCKETS_LOG2);
+	return spans_hash(server_span_id << 1, OPEN_BUCKETS_LOG2);
+}
+
+#define SPANS_HASH_INVERSE 0xF1DE83E19937733DULL /* of spans_hash()'s factor, modulo 2^64 */
+
+/*
+ * Ids of server spans are made here, so one can be made for a bucket: the other way round from what the hash comes
+ * to. Requests of one processor are kept together so, in its cache; anywhere in the table, each would wait
+ * for a line that another processor had last, which takes as long as parsing it.
+ */
+SPANS_INLINE __u64 open_id_in(__u32 bucket, __u64 random)
+{
+	return ((__u64)bucket << (63 - OPEN_BUCKETS_LOG2) | random >> (1 + OPEN_BUCKETS_LOG2)) *
+		       SPANS_HASH_INVERSE |
+	       1ULL << 63;
 }
 
 SPANS_INLINE __u32 listed_bucket_of(__u64 server_span_id, __u32 number)
@@ -155,9 +171,12 @@ SPANS_INLINE int open_find(const struct open_bucket *bucket, __u64 server_span_i
 /* False if there is no room. */
 SPANS_INLINE bool open_add(struct open_bucket *bucket, __u64 server_span_id)
 {
-	for (int i = 0; i < HANDED_BUCKET; i++)
-		if (!__sync_val_compare_and_swap(&bucket->requests[i].server_span_id, 0, server_span_id))
+	for (int i = 0; i < HANDED_BUCKET; i++) {
+		__u64 *place = &bucket->requests[i].server_span_id;
+
+		if (!*(volatile __u64 *)place && !__sync_val_compare_and_swap(place, 0, server_span_id))
 			return true;
+	}
 	return false;
 }
 

@@ -54,16 +54,29 @@ FOR_THE_AGENT(struct inline_ring, inline_ring);
 FOR_THE_AGENT(struct inline_record, inline_record);
 FOR_THE_AGENT(struct inline_order, inline_order);
 
-/* key: process id. Written by the agent (adoption: by otel_sdk); deleted by the agent. */
+/*
+ * Which place in `targets` and `spans_in_progress` is which process's: it is one of TARGET_SET, by the process id. For every
+ * process on the machine something is looked up here at each of its reads and writes, so these are arrays,
+ * which cost a few instructions, where a hash costs calls. Written by the agent: after the places when a process becomes
+ * a target, and before them when it is let go; a place is taken again once no program runs that found it.
+ */
 struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 1024);
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, TARGET_SETS);
+	__type(key, __u32);
+	__type(value, struct target_set);
+} target_sets SEC(".maps");
+
+/* key: a process's place. Written by the agent; adoption, and what struct target says: by programs, too. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, TARGETS_MAX);
 	__type(key, __u32);
 	__type(value, struct target);
 } targets SEC(".maps");
 
 /*
- * key: process id; value: that target's own map, pinned, made and deleted by the agent.
+ * key: a process's place; value: that target's own map, pinned, made and deleted by the agent.
  * Inner maps: key: enum shared_place; written by http_server, otel_sdk and tokio_tasks, and by code inside the target.
  */
 struct spans_in_progress_map {
@@ -75,8 +88,8 @@ struct spans_in_progress_map {
 };
 
 struct {
-	__uint(type, BPF_MAP_TYPE_HASH_OF_MAPS);
-	__uint(max_entries, 1024);
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, TARGETS_MAX);
 	__type(key, __u32);
 	__array(values, struct spans_in_progress_map);
 } spans_in_progress SEC(".maps");
@@ -150,10 +163,38 @@ static __always_inline void emit_at_once(void *event, __u64 size)
 		value;                                                                                            \
 	})
 
+/* A process's place; NO_PLACE: it is no target. */
+#define NO_PLACE TARGETS_MAX
+
+static __always_inline __u32 place_of(__u32 pid)
+{
+#if IN_TARGET
+	(void)pid; /* there is but one */
+	return 0;
+#else
+	__u32 key = pid % TARGET_SETS, found = 0;
+	const struct target_set *set = bpf_map_lookup_elem(&target_sets, &key);
+
+	if (!set || !pid)
+		return NO_PLACE;
+	/* Without a branch for each: the verifier would follow them all wherever this is. */
+	for (__u32 i = 0; i < TARGET_SET; i++)
+		found += (i + 1) * (__u32)(((__u64)(set->pids[i] ^ pid) - 1) >> 63);
+	return found ? key * TARGET_SET + found - 1 : NO_PLACE;
+#endif
+}
+
+static __always_inline struct target *find_target(__u32 pid)
+{
+	__u32 place = place_of(pid);
+
+	return bpf_map_lookup_elem(&targets, &place);
+}
+
 static __always_inline struct target *current_target(__u32 *pid)
 {
 	*pid = bpf_get_current_pid_tgid() >> 32;
-	return bpf_map_lookup_elem(&targets, pid);
+	return find_target(*pid);
 }
 
 static __always_inline __u64 thread_key(void)
@@ -184,7 +225,9 @@ static __always_inline __u64 current_task_key(const struct target *target)
 /* The target's own map; NULL if it has none. */
 static __always_inline void *shared_map(__u32 pid)
 {
-	return bpf_map_lookup_elem(&spans_in_progress, &pid);
+	__u32 place = place_of(pid);
+
+	return bpf_map_lookup_elem(&spans_in_progress, &place);
 }
 
 static __always_inline void *element_of(void *tasks, __u32 index)

@@ -66,6 +66,15 @@ struct sdk_layout {
 
 #define TOKIO_TAG_SOME 1
 
+#define TARGETS_MAX 1024
+#define TARGET_SET 8
+#define TARGET_SETS (TARGETS_MAX / TARGET_SET)
+
+/* target_sets: value. */
+struct target_set {
+	__u32 pids[TARGET_SET]; /* 0: free */
+};
+
 #define LAYOUT_ABSENT 0xffff
 #define LAYOUT_BY_ADDRESS 0 /* no `None`: nobody says that by a moment that there is */
 

@@ -65,17 +65,18 @@ GLOBAL int is_open(__u32 pid, __u64 server_span_id)
 	return is_open_request(pid, server_span_id);
 }
 
-static __always_inline void open_request(void *tasks, __u64 server_span_id)
+/* False if there is no room. */
+static __always_inline bool open_request(void *tasks, __u64 server_span_id)
 {
 	struct open_bucket *bucket = find_open_bucket(tasks, server_span_id);
 	struct handed_on *all = find_handed_on(tasks);
 
 	if (!bucket || !all)
-		return;
+		return true;
 	if (!open_add(bucket, server_span_id))
-		count(COUNT_TASKS_FULL);
-	else
-		__sync_fetch_and_add(&all->open, 1);
+		return false;
+	__sync_fetch_and_add(&all->open, 1);
+	return true;
 }
 
 static __always_inline __s64 count_open(__u32 pid)
@@ -467,7 +468,7 @@ GLOBAL int cause_by_tasks(__u32 pid, __u64 task_key, __u32 sender, struct active
 		return CAUSE_NONE;
 	if (sender == SENDER_ITSELF)
 		return find_context(pid, task_key, found) ? CAUSE_FOUND : CAUSE_NONE;
-	target = bpf_map_lookup_elem(&targets, &pid);
+	target = find_target(pid);
 	if (target && !__sync_val_compare_and_swap(&target->wants_wakes, 0, 1)) {
 		event.kind = EVENT_WAKES_WANTED;
 		event.pid = pid;

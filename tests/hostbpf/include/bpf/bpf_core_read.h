@@ -31,6 +31,8 @@
 #define HOST_READ_CHOOSE(_1, _2, _3, name, ...) name
 #define BPF_CORE_READ(source, ...)                                                                                \
 	HOST_READ_CHOOSE(__VA_ARGS__, HOST_READ_3, HOST_READ_2, HOST_READ_1)(source, __VA_ARGS__)
+#define bpf_core_type_id_kernel(type) 0
+#define bpf_core_field_offset(type, field) __builtin_offsetof(type, field)
 #define BPF_CORE_READ_INTO(to, source, field)                                                                     \
 	bpf_probe_read_kernel((void *)(to), sizeof(*(to)), HOST_FIELD(source, field))
 

@@ -10,6 +10,13 @@
 #define __uint(name, val) int(*name)[val]
 #define __type(name, val) typeof(val) *name
 #define __array(name, val) typeof(val) *name[]
+#define __ksym
+#define __weak
+#define __kconfig
+
+#ifndef KERNEL_VERSION
+#define KERNEL_VERSION(a, b, c) (((a) << 16) + ((b) << 8) + (c))
+#endif
 
 #undef __always_inline
 #define __always_inline inline __attribute__((always_inline))
@@ -31,7 +38,9 @@ void bpf_ringbuf_discard(void *data, unsigned long long flags);
 unsigned long long bpf_ringbuf_query(void *ring, unsigned long long flags);
 
 long bpf_loop(unsigned count, void *step, void *context, unsigned long long flags);
+void *bpf_rdonly_cast(const void *address, unsigned type);
 unsigned bpf_get_prandom_u32(void);
+unsigned bpf_get_smp_processor_id(void);
 unsigned long long bpf_ktime_get_ns(void);
 unsigned long long bpf_get_current_pid_tgid(void);
 unsigned long long bpf_get_current_task(void);
