@@ -100,6 +100,42 @@ TEST(what_a_spawned_task_spawns)
 	CHECK(!has_context(19));
 }
 
+/* ---- open requests */
+
+TEST(an_id_can_be_made_for_each_bucket)
+{
+	for (__u32 bucket = 0; bucket < 1 << OPEN_BUCKETS_LOG2; bucket++) {
+		__u64 id = open_id_in(bucket, ~0ULL - bucket * 0x0123456789abcdefULL);
+
+		CHECK_EQUAL(open_bucket_of(id), bucket);
+		CHECK(id >> 63);
+		CHECK(id != open_id_in(bucket, bucket * 0x0123456789abcdefULL));
+	}
+}
+
+TEST(a_processors_requests_are_near_each_other_while_there_is_room)
+{
+	enum { NEAR = OPEN_BUCKETS_NEAR * HANDED_BUCKET, OPEN = NEAR + 20 };
+	__u32 near = 0;
+
+	http_start();
+	host.processor = 3;
+	for (int i = 0; i < OPEN; i++) {
+		host_thread(PID, 100 + i % 10);
+		sys_accept(i, &host_tcp);
+		in_at(i, GET, sizeof(GET) - 1);
+	}
+	CHECK_EQUAL(host_handed_on(PID).open, OPEN);
+	CHECK_EQUAL(host_count(COUNT_TASKS_FULL), 0);
+	for (int i = 0; i < OPEN; i++) {
+		host_thread(PID, 100 + i % 10);
+		out_at(i, OK, sizeof(OK) - 1);
+		near += open_bucket_of(span_event(i).span_id) / OPEN_BUCKETS_NEAR == host.processor;
+	}
+	CHECK(near >= NEAR / 2 && near < OPEN);
+	CHECK_EQUAL(host_handed_on(PID).open, 0);
+}
+
 TEST(the_next_request_of_a_connection_is_another)
 {
 	start();
