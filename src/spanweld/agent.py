@@ -285,7 +285,7 @@ class Agent:
             for probe in instrumentation.probes:
                 if probe.place is not Place.TRACEPOINT or probe.for_stop_writer is not for_stop_writer:
                     continue
-                self._links.append(self._bpf.attach(probe.program))
+                self._links.extend(probe.attach_tracepoint(self._bpf))
 
     @property
     def _bpf(self) -> BpfObject:

@@ -227,6 +227,12 @@ struct task_struct *bpf_get_current_task_btf(void)
 	return &running->task;
 }
 
+long bpf_task_pt_regs(struct task_struct *task)
+{
+	(void)task;
+	return (long)&running->registers;
+}
+
 static struct file **descriptor(int fd)
 {
 	if (fd < 0 || fd >= DESCRIPTORS_MAX)
@@ -332,11 +338,9 @@ static void arguments(__u64 first, __u64 second, __u64 third, __u64 fourth)
 
 static void enter_call(int nr)
 {
-	__u64 context[2] = {(__u64)&running->registers, nr};
-
 	running->registers.orig_ax = nr;
 	host_enter();
-	http_sys_enter(context);
+	http_closing(NULL);
 	host_leave();
 }
 
@@ -724,7 +728,7 @@ void sys_epoll_wait(int number)
 	static const int numbers[] = {NR_EPOLL_WAIT, NR_EPOLL_PWAIT, NR_EPOLL_PWAIT2};
 
 	arguments(4, 0, 0, 0);
-	enter_call(numbers[number]);
+	leave_call(numbers[number], 0);
 }
 
 void sys_thread_exit(void)
@@ -915,7 +919,7 @@ bool host_is_driver(int fd, __u64 task_key)
 	struct connection_key key = {.pid = host_pid()};
 	struct connection *c;
 
-	socket_of(fd, &key);
+	socket_of(&running->task, fd, &key);
 	c = host_map_lookup("connections", &key);
 	return c && is_connection_driver(c, task_key);
 }

@@ -15,7 +15,7 @@ import pytest
 from spanweld.agent import BPF_OBJECT, load_programs
 from spanweld.bpf import events
 from spanweld.bpf.host import look_at_host
-from spanweld.bpf.libbpf import BpfObject
+from spanweld.bpf.libbpf import BpfObject, detach_all
 from spanweld.bpf.ring import RingReader
 from spanweld.bpf.targets import TargetPlaces
 from spanweld.errors import HostError, TargetError
@@ -43,7 +43,7 @@ def test_every_tracepoint_attaches_and_detaches(loaded: BpfObject) -> None:
     for instrumentation in REGISTRY:
         for probe in instrumentation.probes:
             if probe.place is Place.TRACEPOINT:
-                loaded.attach(probe.program).detach()
+                detach_all(probe.attach_tracepoint(loaded))
 
 
 def test_structures_have_the_sizes_of_the_maps(loaded: BpfObject) -> None:

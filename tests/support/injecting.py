@@ -75,7 +75,7 @@ def main() -> int:
     for instrumentation in REGISTRY:
         for probe in instrumentation.probes:
             if probe.place is Place.TRACEPOINT and not probe.for_stop_writer:
-                bpf.attach(probe.program)
+                probe.attach_tracepoint(bpf)
     places = TargetPlaces(bpf)
     injection = Injection(bpf, places)
     values = dict.fromkeys(events.Target._fields, 0)

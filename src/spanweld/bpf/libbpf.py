@@ -117,6 +117,7 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "bpf_program__attach_cgroup": (c_void_p, (c_void_p, c_int)),
     "bpf_program__name": (c_char_p, (c_void_p,)),
     "bpf_program__attach": (c_void_p, (c_void_p,)),
+    "bpf_program__attach_tracepoint": (c_void_p, (c_void_p, c_char_p, c_char_p)),
     "bpf_program__attach_uprobe_opts": (
         c_void_p,
         (c_void_p, c_int, c_char_p, c_size_t, POINTER(_UprobeOptions)),
@@ -426,6 +427,13 @@ class BpfObject:
         """Attaches a program where its section says."""
         pointer = self.library.bpf_program__attach(self._program(program))
         return self._link(pointer, f"cannot attach {program}")
+
+    def attach_entry(self, program: str, system_call: str) -> Link:
+        """Attaches a program to the tracepoint of one system call's entry."""
+        pointer = self.library.bpf_program__attach_tracepoint(
+            self._program(program), b"syscalls", f"sys_enter_{system_call}".encode()
+        )
+        return self._link(pointer, f"cannot attach {program} to the entries of {system_call}")
 
     def attach_cgroup(self, program: str, cgroup: Path) -> Link:
         """Attaches a program to a cgroup and all below it, beside those of others."""

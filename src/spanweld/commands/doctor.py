@@ -17,11 +17,12 @@ from rich.table import Table
 
 from spanweld.agent import load_programs
 from spanweld.bpf.host import Host, look_at_host
-from spanweld.bpf.libbpf import BpfObject
+from spanweld.bpf.libbpf import BpfObject, detach_all
 from spanweld.bpf.targets import TargetPlaces
 from spanweld.errors import HostError, SpanweldError
 from spanweld.injection import Injection
 from spanweld.model import FileOffset, Pid
+from spanweld.probes import http_server
 from spanweld.process.memory import memory_ranges
 from spanweld.settings import ProbesMode, Settings, WriteMode
 from spanweld.writers import choose
@@ -134,8 +135,14 @@ def try_injection(bpf: BpfObject) -> str:
 
 def measure_tracepoint(bpf: BpfObject) -> float | None:
     """Nanoseconds that a system call of a process that is no target takes longer, median of rounds."""
+
+    def attach() -> Callable[[], None]:
+        probes = http_server.INSTRUMENTATION.probes
+        links = [link for probe in probes for link in probe.attach_tracepoint(bpf)]
+        return lambda: detach_all(links)
+
     with Path("/dev/null").open("rb", buffering=0) as null:
-        return _difference(lambda: bpf.attach("http_sys_exit").detach, lambda: os.read(null.fileno(), 1))
+        return _difference(attach, lambda: os.read(null.fileno(), 1))
 
 
 def measure_uprobe(bpf: BpfObject, function: Any) -> float | None:

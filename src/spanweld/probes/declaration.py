@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from spanweld.bpf.clock import Clock
 from spanweld.bpf.events import EventKind
+from spanweld.bpf.libbpf import BpfObject, Link
 from spanweld.model import Span, SpanContext, SpanId
 
 
@@ -61,6 +62,7 @@ class Probe:
     ``returned_early``: the stop writer makes the function return at its first
     instruction, which must allow it. ``until_verified``: taken off once the layout is verified, unless
     spans are built late. ``for_stop_writer``: a tracepoint that only the stop writer needs.
+    ``system_calls``: the tracepoint is that of their entries, where the program's section does not say it.
     ``when_asked``: attached to a target once a program has said that it is needed (``WakesWanted``).
     """
 
@@ -73,6 +75,7 @@ class Probe:
     returned_early: bool = False
     until_verified: bool = False
     for_stop_writer: bool = False
+    system_calls: tuple[str, ...] = ()
     when_asked: bool = False
 
     def fits(self, release: Release, seen: Seen) -> bool:
@@ -82,6 +85,12 @@ class Probe:
             and (self.before is None or release < self.before)
             and (not self.seen or seen in self.seen)
         )
+
+    def attach_tracepoint(self, bpf: BpfObject) -> list[Link]:
+        """Attaches its program to its tracepoint, or to each one that it has."""
+        if not self.system_calls:
+            return [bpf.attach(self.program)]
+        return [bpf.attach_entry(self.program, system_call) for system_call in self.system_calls]
 
 
 @dataclass(frozen=True, slots=True)

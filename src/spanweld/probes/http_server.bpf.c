@@ -1158,9 +1158,9 @@ extern void *bpf_rdonly_cast(const void *address, __u32 type) __ksym __weak;
 		 ? ((const type *)bpf_rdonly_cast((address), bpf_core_type_id_kernel(type)))->field               \
 		 : BPF_CORE_READ((const type *)(address), field))
 
-static __always_inline struct file *file_of(__s32 fd)
+static __always_inline struct file *file_of(const struct task_struct *task, __s32 fd)
 {
-	const struct fdtable *table = bpf_get_current_task_btf()->files->fdt;
+	const struct fdtable *table = task->files->fdt;
 
 	if (fd < 0 || (__u32)fd >= table->max_fds)
 		return NULL;
@@ -1169,10 +1169,10 @@ static __always_inline struct file *file_of(__s32 fd)
 			   file);
 }
 
-/* The socket behind a descriptor of the running task; NULL if it is no stream socket. */
-static __always_inline struct sock *socket_of(__s32 fd, struct connection_key *key)
+/* The socket behind a descriptor of a task; NULL if it is none. */
+static __always_inline struct sock *socket_of(const struct task_struct *task, __s32 fd, struct connection_key *key)
 {
-	struct file *file = file_of(fd);
+	struct file *file = file_of(task, fd);
 	struct socket_alloc *both;
 	struct sock *sock;
 
@@ -1356,6 +1356,7 @@ enum happening {
 	IS_DUPLICATE,
 	HAS_READ,
 	HAS_WRITTEN,
+	HAS_WAITED, /* for events; of a descriptor nothing */
 };
 
 /* enum happening, by the system call's number and result; nearly all are NOTHING. */
@@ -1386,6 +1387,10 @@ static __always_inline __u32 happening_of(__u64 nr, __s64 result)
 	case NR_DUP3:
 	case NR_FCNTL:
 		return result >= 0 ? IS_DUPLICATE : NOTHING;
+	case NR_EPOLL_WAIT:
+	case NR_EPOLL_PWAIT:
+	case NR_EPOLL_PWAIT2:
+		return HAS_WAITED;
 	}
 	return NOTHING;
 }
@@ -1429,13 +1434,31 @@ static __always_inline bool find_buffers(__u64 nr, const struct pt_regs *regs, _
 }
 
 /* Of another architecture's system calls the numbers mean something else. */
-static __always_inline struct target *calling_target(__u32 *pid)
+static __always_inline struct target *calling_target(const struct task_struct *task, __u32 *pid)
 {
-	struct target *target = current_target(pid);
+	struct target *target;
 
-	if (!target || bpf_get_current_task_btf()->thread_info.status & TS_COMPAT)
+	*pid = task->tgid;
+	target = find_target(*pid);
+	if (!target || task->thread_info.status & TS_COMPAT)
 		return NULL;
 	return target;
+}
+
+/*
+ * A thread that has waited for events is done with what it did before as itself (tasks have keys of
+ * their own): what it handles now need not be the same request.
+ */
+static __always_inline int thread_waits(struct target *target, __u32 pid)
+{
+	struct span_slot *slot;
+	__u64 key = thread_key();
+
+	note_wait(target, pid);
+	slot = find_slot(pid, key);
+	if (slot)
+		slot_clear(slot, key);
+	return 0;
 }
 
 /*
@@ -1450,16 +1473,21 @@ int http_sys_exit(__u64 *ctx)
 	struct connection_key key = {};
 	__s64 result = ctx[1];
 	__u32 happening = happening_of(nr, result);
+	const struct task_struct *task;
 	struct connection *c;
 	struct target *target;
 	struct sock *sock;
 
 	if (happening == NOTHING)
 		return 0;
-	target = calling_target(&key.pid);
+	task = bpf_get_current_task_btf();
+	target = calling_target(task, &key.pid);
 	if (!target || (happening == IS_DUPLICATE && !duplicates(nr, regs)))
 		return 0;
-	sock = socket_of(happening == IS_ACCEPTED || happening == IS_DUPLICATE ? result : (__s32)regs->di, &key);
+	if (happening == HAS_WAITED)
+		return thread_waits(target, key.pid);
+	sock = socket_of(task, happening == IS_ACCEPTED || happening == IS_DUPLICATE ? result : (__s32)regs->di,
+			 &key);
 	if (!sock)
 		return 0;
 	if (happening == IS_ACCEPTED || happening == IS_CONNECTED) {
@@ -1522,63 +1550,33 @@ static __always_inline void shut(struct connection *c, bool is_all)
 }
 
 /*
- * A thread that waits for events again is done with what it did as itself (tasks have keys of
- * their own): what it handles next need not be the same request.
- */
-static __always_inline int thread_waits(struct target *target, __u32 pid)
-{
-	struct span_slot *slot;
-	__u64 key = thread_key();
-
-	note_wait(target, pid);
-	slot = find_slot(pid, key);
-	if (slot)
-		slot_clear(slot, key);
-	return 0;
-}
-
-/*
  * Descriptors are looked at before they go: once the kernel has closed one, another thread may be given the same
- * number. ctx: struct pt_regs *, number of the system call
+ * number. At the entries of these system calls alone (http_server.py says which), since a program at all entries would run
+ * for every one on the machine.
  */
-SEC("tp_btf/sys_enter")
-int http_sys_enter(__u64 *ctx)
+SEC("tracepoint")
+int http_closing(void *ctx)
 {
-	const struct pt_regs *regs = (const struct pt_regs *)ctx[0];
+	struct task_struct *task = bpf_get_current_task_btf();
+	const struct pt_regs *regs = (const struct pt_regs *)bpf_task_pt_regs(task);
+	__s32 first = regs->di, second = regs->si;
 	struct connection_key key = {};
-	__u64 nr = ctx[1];
+	__u64 nr = regs->orig_ax;
 	struct connection *c;
-	struct target *target;
 
-	switch (nr) {
-	case NR_CLOSE:
-	case NR_SHUTDOWN:
-	case NR_DUP2:
-	case NR_DUP3:
-	case NR_EPOLL_WAIT:
-	case NR_EPOLL_PWAIT:
-	case NR_EPOLL_PWAIT2:
-		break;
-	default:
-		return 0;
-	}
-	target = calling_target(&key.pid);
-	if (!target)
-		return 0;
-	if (nr == NR_EPOLL_WAIT || nr == NR_EPOLL_PWAIT || nr == NR_EPOLL_PWAIT2)
-		return thread_waits(target, key.pid);
-	if (nr == NR_SHUTDOWN && regs->si == SHUT_RD)
+	(void)ctx;
+	if (!calling_target(task, &key.pid) || (nr == NR_SHUTDOWN && second == SHUT_RD))
 		return 0;
 	/* These close the number that they take, without a close, unless they are to fail. */
-	if ((nr == NR_DUP2 || nr == NR_DUP3) && ((__s32)regs->di == (__s32)regs->si || !file_of(regs->di)))
+	if ((nr == NR_DUP2 || nr == NR_DUP3) && (first == second || !file_of(task, first)))
 		return 0;
-	if (!socket_of(nr == NR_DUP2 || nr == NR_DUP3 ? regs->si : regs->di, &key))
+	if (!socket_of(task, nr == NR_DUP2 || nr == NR_DUP3 ? second : first, &key))
 		return 0;
 	c = bpf_map_lookup_elem(&connections, &key);
 	if (!c)
 		return 0;
 	if (nr == NR_SHUTDOWN)
-		shut(c, regs->si == SHUT_RDWR);
+		shut(c, second == SHUT_RDWR);
 	else
 		closed(c, &key);
 	return 0;

@@ -148,9 +148,10 @@ def _add_addresses(attributes: dict[str, AttributeValue], event: ServerSpanEvent
 
 INSTRUMENTATION = Instrumentation(
     name="http_server",
-    probes=tuple(
-        Probe(program, Place.TRACEPOINT)
-        for program in ("http_sys_enter", "http_sys_exit", "http_thread_exit")
+    probes=(
+        Probe("http_closing", Place.TRACEPOINT, system_calls=("close", "shutdown", "dup2", "dup3")),
+        Probe("http_sys_exit", Place.TRACEPOINT),
+        Probe("http_thread_exit", Place.TRACEPOINT),
     ),
     decoders={
         EventKind.SERVER_SPAN: decode_server_span,

@@ -46,6 +46,7 @@ unsigned long long bpf_get_current_pid_tgid(void);
 unsigned long long bpf_get_current_task(void);
 unsigned long long bpf_get_attach_cookie(void *ctx);
 struct task_struct *bpf_get_current_task_btf(void);
+long bpf_task_pt_regs(struct task_struct *task);
 long bpf_send_signal_thread(unsigned signal);
 
 struct bpf_sock;
