@@ -5,7 +5,6 @@
  */
 #include "kernel_types.bpf.h"
 #include <bpf/bpf_helpers.h>
-#include <bpf/bpf_core_read.h>
 
 #define LOOK 64
 #define EVENT 256
@@ -31,30 +30,29 @@ static const char new_connection[EVENT];
 /* arch/x86/entry/syscalls/syscall_64.tbl */
 enum { READ = 0, WRITE = 1, READV = 19, WRITEV = 20, SENDTO = 44, RECVFROM = 45 };
 
-SEC("raw_tp/sys_exit")
-int least(struct bpf_raw_tracepoint_args *ctx)
+SEC("tp_btf/sys_exit")
+int least(__u64 *ctx)
 {
-	const struct pt_regs *regs = (const struct pt_regs *)ctx->args[0];
-	__s64 result = ctx->args[1];
-	__u64 nr, from;
+	const struct pt_regs *regs = (const struct pt_regs *)ctx[0];
+	__u64 nr = regs->orig_ax, from;
+	__s64 result = ctx[1];
 	__u32 fd, zero = 0;
 	char *connection, *event;
 	bool is_vector, is_out;
 
-	if (result <= 0 || bpf_get_current_pid_tgid() >> 32 != watched)
-		return 0;
-	nr = BPF_CORE_READ(regs, orig_ax);
 	is_vector = nr == READV || nr == WRITEV;
 	is_out = nr == WRITE || nr == WRITEV || nr == SENDTO;
-	if (!is_vector && !is_out && nr != READ && nr != RECVFROM)
+	if (result <= 0 || (!is_vector && !is_out && nr != READ && nr != RECVFROM))
 		return 0;
-	fd = BPF_CORE_READ(regs, di);
+	if (bpf_get_current_pid_tgid() >> 32 != watched)
+		return 0;
+	fd = regs->di;
 	connection = bpf_map_lookup_elem(&connections, &fd);
 	if (!connection) {
 		bpf_map_update_elem(&connections, &fd, new_connection, BPF_ANY);
 		return 0;
 	}
-	from = BPF_CORE_READ(regs, si);
+	from = regs->si;
 	if (is_vector && bpf_probe_read_user(&from, sizeof(from), (void *)from))
 		return 0;
 	bpf_probe_read_user(connection, LOOK, (void *)from);
