@@ -142,7 +142,7 @@ static void *request(void *argument)
 		__u64 id = thread << 40 | number;
 		int slots;
 
-		if (!open_add(open_at(request_of(id << 8)), request_of(id << 8)))
+		if (!open_add(open_at(request_of(id << 8)), request_of(id << 8), HANDED_BUCKET))
 			fail("no room for a request");
 		for (__u64 task = 1; task <= TASKS; task++) {
 			put_edge(id << 8 | task);

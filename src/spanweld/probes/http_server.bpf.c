@@ -507,11 +507,11 @@ static __always_inline bool list_as_open(void *tasks, struct connection *c, stru
 
 	if (!request->span_id) {
 		request->span_id = open_id_in(near % (1 << OPEN_BUCKETS_LOG2), random);
-		if (open_request(tasks, request->span_id))
+		if (open_request(tasks, request->span_id, OPEN_PLACES_NEAR))
 			return true;
 		request->span_id = new_span_id();
 	}
-	return open_request(tasks, request->span_id);
+	return open_request(tasks, request->span_id, HANDED_BUCKET);
 }
 
 /*

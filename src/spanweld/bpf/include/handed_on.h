@@ -32,7 +32,12 @@
 #define HANDED_BUCKET 8
 #define HANDED_BUSY 1 /* no server span has this id: theirs have the top bit */
 #define OPEN_BUCKETS_LOG2 10
-#define OPEN_BUCKETS_NEAR 4 /* those in which a processor opens requests, as long as there is room */
+/*
+ * A processor opens requests in a few buckets, and there in the first places, which are one cache line: the others are left
+ * to ids that fall there by chance. What finds no room so is put anywhere.
+ */
+#define OPEN_BUCKETS_NEAR 8
+#define OPEN_PLACES_NEAR 4
 #define LISTED_BUCKETS_LOG2 11
 #define EDGE_BUCKETS_LOG2 10
 #define WAKE_BUCKETS_LOG2 9
@@ -168,10 +173,10 @@ SPANS_INLINE int open_find(const struct open_bucket *bucket, __u64 server_span_i
 	return -1;
 }
 
-/* False if there is no room. */
-SPANS_INLINE bool open_add(struct open_bucket *bucket, __u64 server_span_id)
+/* False if there is no room in the first `places`. */
+SPANS_INLINE bool open_add(struct open_bucket *bucket, __u64 server_span_id, int places)
 {
-	for (int i = 0; i < HANDED_BUCKET; i++) {
+	for (int i = 0; i < places; i++) {
 		__u64 *place = &bucket->requests[i].server_span_id;
 
 		if (!*(volatile __u64 *)place && !__sync_val_compare_and_swap(place, 0, server_span_id))

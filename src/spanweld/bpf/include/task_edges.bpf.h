@@ -66,14 +66,14 @@ GLOBAL int is_open(__u32 pid, __u64 server_span_id)
 }
 
 /* False if there is no room. */
-static __always_inline bool open_request(void *tasks, __u64 server_span_id)
+static __always_inline bool open_request(void *tasks, __u64 server_span_id, int places)
 {
 	struct open_bucket *bucket = find_open_bucket(tasks, server_span_id);
 	struct handed_on *all = find_handed_on(tasks);
 
 	if (!bucket || !all)
 		return true;
-	if (!open_add(bucket, server_span_id))
+	if (!open_add(bucket, server_span_id, places))
 		return false;
 	__sync_fetch_and_add(&all->open, 1);
 	return true;
