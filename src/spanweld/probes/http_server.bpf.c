@@ -505,13 +505,17 @@ static __always_inline bool list_as_open(void *tasks, struct connection *c, stru
 	__u64 random = next_random(c);
 	__u32 near = bpf_get_smp_processor_id() * OPEN_BUCKETS_NEAR + random % OPEN_BUCKETS_NEAR;
 
-	if (!request->span_id) {
-		request->span_id = open_id_in(near % (1 << OPEN_BUCKETS_LOG2), random);
-		if (open_request(tasks, request->span_id, OPEN_PLACES_NEAR))
-			return true;
+	if (request->span_id)
+		return open_request(tasks, request->span_id, HANDED_BUCKET);
+	request->span_id = open_id_in(near % (1 << OPEN_BUCKETS_LOG2), random);
+	if (open_request(tasks, request->span_id, OPEN_PLACES_NEAR))
+		return true;
+	for (int i = 0; i < 3; i++) {
 		request->span_id = new_span_id();
+		if (open_request(tasks, request->span_id, HANDED_BUCKET))
+			return true;
 	}
-	return open_request(tasks, request->span_id, HANDED_BUCKET);
+	return false;
 }
 
 /*
