@@ -200,7 +200,7 @@ static void open_request(void)
 
 	slot->key = TASK;
 	spans_push(slot, TASK, &frame);
-	open_add(&open->buckets[number % OPEN_BUCKETS_EACH], SERVER_SPAN);
+	open_add(&open->buckets[number % OPEN_BUCKETS_EACH], SERVER_SPAN, HANDED_BUCKET);
 }
 
 /* What the spawned task starts with. */
