@@ -379,14 +379,11 @@ static struct target_set *set_of(__u32 pid, __u32 sought, __u32 *place)
 struct target *host_target(__u32 pid, const struct target *target)
 {
 	struct host_map *inner;
-	struct target_set *set;
 	__u32 place;
 
 	host_hide_target(pid);
-	set = set_of(pid, 0, &place);
-	if (!set)
-		host_fail("a set of targets is full");
-	set->pids[place % TARGET_SET] = pid;
+	host_show_target(pid, target);
+	set_of(pid, pid, &place);
 	if (inner_maps_in_use == 4)
 		host_fail("too many targets");
 	if (inner_maps_in_use == nr_inner_maps) {
@@ -398,7 +395,6 @@ struct target *host_target(__u32 pid, const struct target *target)
 	host_map_update("carried", &pid, &carried_maps[inner_maps_in_use]);
 	inner = inner_maps[inner_maps_in_use++];
 	host_map_update("spans_in_progress", &place, &inner);
-	host_map_update("targets", &place, target);
 	return host_map_lookup("targets", &place);
 }
 
@@ -416,6 +412,8 @@ void host_show_target(__u32 pid, const struct target *target)
 	__u32 place;
 	struct target_set *set = set_of(pid, 0, &place);
 
+	if (!set)
+		host_fail("a set of targets is full");
 	host_map_update("targets", &place, target);
 	set->pids[place % TARGET_SET] = pid;
 }

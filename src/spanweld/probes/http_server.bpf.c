@@ -502,11 +502,13 @@ static __always_inline bool path_is_excluded(const struct server_span_event *req
 /* The request gets its span's id, if it has none yet, and is listed as open; false: there is no room. */
 static __always_inline bool list_as_open(void *tasks, struct connection *c, struct server_span_event *request)
 {
-	__u64 random = next_random(c);
-	__u32 near = bpf_get_smp_processor_id() * OPEN_BUCKETS_NEAR + random % OPEN_BUCKETS_NEAR;
+	__u64 random;
+	__u32 near;
 
 	if (request->span_id)
 		return open_request(tasks, request->span_id, HANDED_BUCKET);
+	random = next_random(c);
+	near = bpf_get_smp_processor_id() * OPEN_BUCKETS_NEAR + random % OPEN_BUCKETS_NEAR;
 	request->span_id = open_id_in(near % (1 << OPEN_BUCKETS_LOG2), random);
 	if (open_request(tasks, request->span_id, OPEN_PLACES_NEAR))
 		return true;

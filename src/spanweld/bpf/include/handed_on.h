@@ -138,8 +138,6 @@ SPANS_INLINE __u32 open_bucket_of(__u64 server_span_id)
 	return spans_hash(server_span_id << 1, OPEN_BUCKETS_LOG2);
 }
 
-#define SPANS_HASH_INVERSE 0xF1DE83E19937733DULL /* of spans_hash()'s factor, modulo 2^64 */
-
 /*
  * Ids of server spans are made here, so one can be made for a bucket: the other way round from what the hash comes
  * to. Requests of one processor are kept together so, in its cache; anywhere in the table, each would wait

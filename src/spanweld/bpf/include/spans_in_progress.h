@@ -78,10 +78,15 @@ enum spans_result {
 	SPANS_AGAIN, /* the slot was being changed: to be looked at once more */
 };
 
+#define SPANS_HASH_FACTOR 0x9E3779B97F4A7C15ULL
+#define SPANS_HASH_INVERSE 0xF1DE83E19937733DULL
+
+_Static_assert(1 == SPANS_HASH_FACTOR * SPANS_HASH_INVERSE, "inverse modulo 2^64");
+
 /* Fibonacci hashing, to so many bits: task ids are consecutive, their buckets should not be. */
 SPANS_INLINE __u32 spans_hash(__u64 key, int bits)
 {
-	return (__u32)((key * 0x9E3779B97F4A7C15ULL) >> (64 - bits));
+	return (__u32)((key * SPANS_HASH_FACTOR) >> (64 - bits));
 }
 
 SPANS_INLINE __u32 spans_bucket_of(__u64 key)
