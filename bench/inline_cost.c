@@ -5,8 +5,8 @@
  *	inline_cost CODE ROUNDS STUB_NEW_TRACE_ID DISPLACED STUB_BUILD DISPLACED STUB_END DISPLACED BEHIND_SPAWN BACK COOKIE
  *
  * CODE is the flat code; addresses are offsets in it. Prints "NAME NANOSECONDS" lines, medians of rounds, and
- * ends with 1 if an adoption came out wrong, also of many spans that are open at once, or a register, a flag or the
- * red zone was not left as it was where a task is spawned.
+ * ends with 1 if an adoption came out wrong, also of many spans that are open at once, a call that is not meant began a
+ * root, or a register, a flag or the red zone was not left as it was where a task is spawned.
  */
 #define _GNU_SOURCE
 #include <linux/types.h>
@@ -257,6 +257,46 @@ static void adopt_many(new_trace_id *begin, build_recording_span *build, ensure_
 	}
 }
 
+/*
+ * What a call of the generator returns, where the function itself would return 0; in *returns_to, where that call
+ * does, which is one and the same place each time.
+ */
+static __attribute__((noinline)) unsigned __int128 call_generator(new_trace_id *begin, uint64_t *returns_to)
+{
+	register new_trace_id *generator __asm__("r13") = begin;
+	uint64_t low, high;
+
+	__asm__ volatile("movq %%rsp, %%rbx\n"
+			 "leaq -128(%%rsp), %%rsp\n"
+			 "andq $-16, %%rsp\n"
+			 "leaq 1f(%%rip), %%r12\n"
+			 "xorl %%eax, %%eax\n"
+			 "xorl %%edx, %%edx\n"
+			 "call *%[begin]\n"
+			 "1:	movq %%rbx, %%rsp\n"
+			 "movq %%r12, %[returns_to]\n"
+			 : "=&a"(low), "=&d"(high), [returns_to] "=m"(*returns_to)
+			 : [begin] "r"(generator)
+			 : "rbx", "rcx", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "memory", "cc");
+	return (unsigned __int128)high << 64 | low;
+}
+
+/* Only the calls that are meant begin a root, where not all are. */
+static bool heeds_callers(new_trace_id *begin)
+{
+	uint64_t *callers = (uint64_t *)(base + INLINE_PLACE_AREA + INLINE_PLACE_CALLERS);
+	unsigned __int128 trace_id = (unsigned __int128)TRACE_HIGH << 64 | TRACE_LOW;
+	uint64_t here;
+	bool right = call_generator(begin, &here) == trace_id;
+
+	callers[0] = 1;
+	right &= call_generator(begin, &here) == 0;
+	callers[INLINE_SIZE_CALLERS - 1] = here;
+	right &= call_generator(begin, &here) == trace_id;
+	memset(callers, 0, INLINE_SIZE_CALLERS * sizeof(*callers));
+	return right;
+}
+
 static int compare(const void *a, const void *b)
 {
 	return *(const double *)a < *(const double *)b ? -1 : *(const double *)a > *(const double *)b;
@@ -305,6 +345,7 @@ int main(int argc, char **argv)
 	wrong += !leaves_all(base + at[6]);
 	*owner = 1;
 	wrong += !leaves_all(base + at[6]);
+	wrong += !heeds_callers(begin);
 	back[0] = RETURN;
 	for (int round = 0; round < rounds; round++) {
 		uint64_t t[6];

@@ -49,6 +49,7 @@ MATRIX = [
     (SEEN_AT_THEIR_END, "run", "stop"),
     ("release", "run", "inline"),
     ("debug", "attach", "inline"),
+    ("stripped", "attach", "inline"),
 ]
 
 

@@ -1,7 +1,7 @@
 """The code that is put into targets, run here.
 
-A root is handed its trace id and gets its parent; a spawned task gets its edge, and the function that spawns
-finds registers, flags and red zone as they were.
+A root is handed its trace id and gets its parent, but not where another call of the generator is meant; a
+spawned task gets its edge, and the function that spawns finds registers, flags and red zone as they were.
 """
 
 from __future__ import annotations

@@ -216,6 +216,7 @@ class InlinePlace(IntEnum):
     AREA = 69632
     SPANS = 5947392
     WOKEN = 1024
+    CALLERS = 1536
     TARGET = 2048
     IN_FLIGHT = 4096
     RING = 8192
@@ -235,6 +236,8 @@ class InlineSize(IntEnum):
     RECORDS = 8192
     THREADS = 256
     STUBS = 4
+    GENERATORS = 16
+    CALLERS = 4
 
 
 class InlineOperation(IntEnum):

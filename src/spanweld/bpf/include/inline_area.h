@@ -24,6 +24,8 @@ enum inline_place {
 	INLINE_PLACE_SPANS = 0x5ac000,
 	INLINE_PLACE_WOKEN =
 		0x400, /* in the area: __u32 [INLINE_SIZE_STUBS], how far each has shown what it is given */
+	/* __u64 [INLINE_SIZE_GENERATORS][INLINE_SIZE_CALLERS]: where the calls return that are meant; 0: no more, or all */
+	INLINE_PLACE_CALLERS = 0x600,
 	INLINE_PLACE_TARGET = 0x800, /* struct target */
 	INLINE_PLACE_IN_FLIGHT = 0x1000, /* INLINE_CELLS counts of calls under way, a cache line each */
 	INLINE_PLACE_RING = 0x2000, /* struct inline_ring */
@@ -43,6 +45,8 @@ enum inline_size {
 	INLINE_SIZE_RECORDS = 8192,
 	INLINE_SIZE_THREADS = 256,
 	INLINE_SIZE_STUBS = 4, /* of a program that is entered where functions begin */
+	INLINE_SIZE_GENERATORS = 16, /* … where that is new_trace_id, of which there are more */
+	INLINE_SIZE_CALLERS = 4, /* of one that is a generator in some calls only */
 };
 
 /* The agent's lock and what a later agent needs to clean up behind one that died. */
@@ -111,6 +115,9 @@ _Static_assert(sizeof(struct inline_head) == 88, "inline_head has no hidden padd
 _Static_assert(sizeof(struct inline_patch) == 56, "inline_patch has no hidden padding");
 _Static_assert(sizeof(struct inline_record) == 192, "inline_record has no hidden padding");
 _Static_assert(sizeof(struct inline_order) == 48, "inline_order has no hidden padding");
+_Static_assert(INLINE_PLACE_CALLERS + INLINE_SIZE_GENERATORS * INLINE_SIZE_CALLERS * sizeof(__u64) <=
+		       INLINE_PLACE_TARGET,
+	       "callers fit");
 _Static_assert(INLINE_PLACE_PATCHES + INLINE_SIZE_PATCHES * sizeof(struct inline_patch) <= INLINE_PLACE_RECORDS,
 	       "patches fit");
 _Static_assert(INLINE_PLACE_RECORDS + INLINE_SIZE_RECORDS * sizeof(struct inline_record) == INLINE_PLACE_COUNTERS,

@@ -6,6 +6,7 @@ import ctypes
 import mmap
 import os
 from collections.abc import Iterator, Sequence
+from struct import Struct
 
 from spanweld.bpf.events import (
     INLINE_HEAD,
@@ -28,6 +29,7 @@ VERSION = 2
 _PTHREAD_MUTEX_ROBUST = 1
 _PTHREAD_PROCESS_SHARED = 1
 _READY = 1
+_CALLERS = Struct(f"<{int(InlineSize.CALLERS)}Q")
 
 
 class Area:
@@ -68,11 +70,21 @@ class Area:
         return (ctypes.c_char * 40).from_buffer(self._memory)
 
     def describe(
-        self, *, base: int, size: int, pid: int, own_pid: int, patches: Sequence[bytes], target: bytes
+        self,
+        *,
+        base: int,
+        size: int,
+        pid: int,
+        own_pid: int,
+        patches: Sequence[bytes],
+        callers: Sequence[Sequence[int]],
+        target: bytes,
     ) -> None:
         """Writes all but the lock: what the code in the target reads, and what a later agent cleans up by.
 
         ``target`` is a struct target, as the BPF programs get it; each patch a struct inline_patch.
+        ``callers``, by the number of its stub: where those calls of a generator return that are meant; none:
+        all are.
         """
         head = InlineHead(bytes(40), MAGIC, base, size, VERSION, len(patches), pid, own_pid, 0, 0)
         behind_owner = len(head.owner)
@@ -81,6 +93,13 @@ class Area:
         for patch in patches:
             self._memory[at : at + INLINE_PATCH.size] = patch
             at += INLINE_PATCH.size
+        for number, addresses in enumerate(callers):
+            _CALLERS.pack_into(
+                self._memory,
+                InlinePlace.CALLERS + number * _CALLERS.size,
+                *addresses,
+                *[0] * (InlineSize.CALLERS - len(addresses)),
+            )
         self._memory[InlinePlace.TARGET : InlinePlace.TARGET + len(target)] = target
 
     def counters(self) -> dict[Counter, int]:

@@ -27,8 +27,8 @@ from spanweld.writers.inline.patcher import PATCHER, Patcher, make_order
 CODE = PATCHER.parent / "inline.elf"
 PLACES_WITHIN = 64
 """So many places of one program can there be within functions."""
-PLACES_AT_ENTRIES = 4
-"""… and so many functions of one program that are entered by a jump."""
+PLACES_AT_ENTRIES: int = InlineSize.STUBS
+"""… and so many functions of one program that are entered by a jump, but for generators."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class _Stubs:
 
 
 _STUBS = {
-    "otel_new_trace_id": _Stubs("new_trace_id"),
+    "otel_new_trace_id": _Stubs("new_trace_id", InlineSize.GENERATORS),
     "otel_build_recording_span": _Stubs("build_recording_span"),
     "otel_ensure_ended_and_exported": _Stubs("ensure_ended"),
     "tokio_wake": _Stubs("wake"),
@@ -62,11 +62,15 @@ _REMEDY = "use --probes uprobe"
 
 @dataclass(frozen=True, slots=True)
 class InlineProbe:
-    """A program that runs inside the target, and where it is entered; ``cookie`` as of a uprobe there."""
+    """A program that runs inside the target, and where it is entered; ``cookie`` as of a uprobe there.
+
+    ``callers``, of a generator: where the calls of the function return that are meant; none: all are.
+    """
 
     program: str
     entry: Entry
     cookie: int = 0
+    callers: tuple[VirtAddr, ...] = ()
 
 
 def serves(program: str) -> bool:
@@ -135,12 +139,18 @@ class InlineWriter:
         bias = self._bias()
         base = _find_room(ranges, size, [bias + probe.entry.address for probe in self._probes])
         patches, content = self._place(code, base, bias)
+        callers = [
+            [bias + address for address in probe.callers]
+            for probe in self._probes
+            if probe.program == "otel_new_trace_id"
+        ]
         self._area.describe(
             base=base,
             size=size,
             pid=self._target,
             own_pid=int(_status(self._target)["NSpid"].split()[-1]),
             patches=patches,
+            callers=callers,
             target=entry,
         )
         order = make_order(
@@ -172,6 +182,8 @@ class InlineWriter:
             if number >= stubs.count:
                 raise TargetError(f"there are too many functions for {probe.program}", _REMEDY)
             which = f"{stubs.name}_{number}"
+            if len(probe.callers) > InlineSize.CALLERS:
+                raise TargetError(f"there are too many calls of {probe.entry.function.name}", _REMEDY)
             address = probe.entry.address + bias
             at = code.symbols[f"displaced_{which}"]
             behind = base + code.symbols[f"behind_{which}"] if stubs.is_within else None

@@ -245,9 +245,23 @@ static __always_inline long inline_delete(enum inline_map map, const void *key)
 
 /* ---- what the stubs call */
 
-int inline_new_trace_id(struct pt_regs *registers)
+/* Whether a call of what may be a generator's method is the SDK's, by where it returns: here the agent knows addresses. */
+static __always_inline bool is_meant(const struct pt_regs *registers, __u32 stub)
 {
-	return otel_new_trace_id(registers);
+	const __u64 *callers = (const __u64 *)(inline_area + INLINE_PLACE_CALLERS) +
+			       stub % INLINE_SIZE_GENERATORS * INLINE_SIZE_CALLERS;
+
+	if (!callers[0])
+		return true;
+	for (int i = 0; i < INLINE_SIZE_CALLERS; i++)
+		if (callers[i] == *(const __u64 *)registers->sp)
+			return true;
+	return false;
+}
+
+int inline_new_trace_id(struct pt_regs *registers, __u32 stub)
+{
+	return is_meant(registers, stub) && otel_new_trace_id(registers);
 }
 
 int inline_build_recording_span(struct pt_regs *registers)

@@ -108,9 +108,9 @@ returns_\program\()_\number:
 .endm
 
 .altmacro
-.macro stubs program
+.macro stubs program count
 	.set number, 0
-	.rept 4
+	.rept \count
 	stub \program %number
 	.set number, number + 1
 	.endr
@@ -189,9 +189,9 @@ back_\program\()_\number:
 	.set number, number + 1
 	.endr
 
-	stubs new_trace_id
-	stubs build_recording_span
-	stubs ensure_ended
-	stubs wake
+	stubs new_trace_id 16
+	stubs build_recording_span 4
+	stubs ensure_ended 4
+	stubs wake 4
 
 	.section .note.GNU-stack, "", @progbits

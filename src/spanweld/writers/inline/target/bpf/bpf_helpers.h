@@ -260,7 +260,7 @@ static __always_inline long bpf_loop(unsigned int count, long (*step)(unsigned i
 	return at;
 }
 
-/* No place of a jump has one. */
+/* What a cookie says of a call is known before (inline.c). */
 static __always_inline unsigned long long bpf_get_attach_cookie(void *registers)
 {
 	(void)registers;
