@@ -19,7 +19,18 @@ from enum import Enum
 from pathlib import Path
 
 from spanweld.errors import ImageError
-from spanweld.image import Image, TaskIdOffset, examine, find_many, find_task_id_offset, locate
+from spanweld.image import (
+    Function,
+    IdPlace,
+    Image,
+    TaskIdOffset,
+    examine,
+    find_many,
+    find_new_task_ids,
+    find_task_id_offset,
+    find_wakers,
+    locate,
+)
 from spanweld.image.symbols import has_symbols
 from spanweld.layouts import SdkLayout, layout_of
 
@@ -33,6 +44,8 @@ PATTERNS = (
     "<* as opentelemetry*::trace::span_processor::SpanProcessor>::on_end",
 )
 TASK_ID = "task id"
+NEW_TASKS = "new tasks"
+WAKERS = "wakers"
 
 
 class Outcome(Enum):
@@ -46,7 +59,7 @@ class Outcome(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """``name`` is a function's, or ``TASK_ID``; ``note`` says why it was not found, or what was."""
+    """``name`` is a function's or one of the names above; ``note`` says why it was not found, or what was."""
 
     name: str
     outcome: Outcome
@@ -61,6 +74,9 @@ def compare(path: Path, stripped: Path) -> list[Finding]:
         exported = layout.exported_data if isinstance(layout, SdkLayout) else None
         found = locate(bare, PATTERNS, exported=exported)
         true_offset, offset = find_task_id_offset(image), find_task_id_offset(bare)
+        has_tag = isinstance(offset, TaskIdOffset) and offset.tag_offset_from_fs is not None
+        new_tasks = [_places(find_new_task_ids(each, may_be_zero=has_tag)) for each in (image, bare)]
+        wakers = [_addresses(find_wakers(each)) for each in (image, bare)]
     result = []
     for pattern in PATTERNS:
         expected = [(function.address, function.size) for function in truth[pattern]]
@@ -82,7 +98,23 @@ def compare(path: Path, stripped: Path) -> list[Finding]:
         right = isinstance(true_offset, TaskIdOffset) and true_offset.offset_from_fs == offset.offset_from_fs
         outcome = Outcome.RIGHT if right else Outcome.WRONG
         result.append(Finding(TASK_ID, outcome, f"fs:{offset.offset_from_fs:#x}"))
+    result.append(_hold(NEW_TASKS, *new_tasks))
+    result.append(_hold(WAKERS, *wakers))
     return result
+
+
+def _places(found: tuple[IdPlace, ...] | str) -> list[int] | str:
+    return found if isinstance(found, str) else [place.offset for place in found]
+
+
+def _addresses(found: tuple[Function, Function] | str) -> list[int] | str:
+    return found if isinstance(found, str) else [function.address for function in found]
+
+
+def _hold(name: str, truth: list[int] | str, found: list[int] | str) -> Finding:
+    if isinstance(found, str):
+        return Finding(name, Outcome.ABSENT if isinstance(truth, str) else Outcome.MISSED, found)
+    return Finding(name, Outcome.RIGHT if truth == found else Outcome.WRONG, ", ".join(map(hex, found)))
 
 
 def strip(path: Path, output: Path, *options: str) -> Path:

@@ -309,7 +309,8 @@ def _place_on_tasks(image: Image, facts: ImageFacts) -> tuple[ProbePlan, ...]:
     why = _why_not_rust(facts)
     if not why and facts.task_id is None:
         why = f"tokio's task id is not known: {facts.task_id_reason}"
-    ids = why or find_new_task_ids(image)
+    may_be_zero = facts.task_id is not None and facts.task_id.tag_offset_from_fs is not None
+    ids = why or find_new_task_ids(image, may_be_zero=may_be_zero)
     points: tuple[AttachPoint, ...] = ()
     if not isinstance(ids, str):
         points = tuple(

@@ -99,14 +99,32 @@ class IdPlace:
     taken: VirtAddr | None = None
 
 
-def find_new_task_ids(image: Image) -> tuple[IdPlace, ...] | str:
-    """Every place where a new task gets its id, by address, or a sentence that says why there is none."""
+@dataclass(frozen=True, slots=True)
+class _Taken:
+    """A number that the ``lock xadd`` at ``by`` takes from a counter, in ``register`` at ``address``.
+
+    ``never_zero``: there is the branch by which another one is taken where it is 0.
+    """
+
+    address: int
+    register: int
+    text: str
+    by: int
+    never_zero: bool
+
+
+def find_new_task_ids(image: Image, *, may_be_zero: bool = False) -> tuple[IdPlace, ...] | str:
+    """Every place where a new task gets its id, by address, or a sentence that says why there is none.
+
+    ``may_be_zero``: of tokio before 1.40, where the running task's id has a tag (``TaskIdOffset``). Else,
+    without symbols, only a counter that leaves out 0 is taken for that of the tasks.
+    """
     if has_symbols(image):
         counters = [(address, FoundBy.SYMBOL) for address in find_objects(image, _COUNTER)]
         if not counters:
             return "no counter of tokio's task ids is in the image"
     else:
-        counters = [(VirtAddr(address), FoundBy.CODE) for address in _guess_counter(image)]
+        counters = [(VirtAddr(address), FoundBy.CODE) for address in _guess_counter(image, may_be_zero)]
         if len(counters) != 1:
             return "it has no symbols, and no code shows where tokio counts its tasks"
     takers = _takers(image)
@@ -198,16 +216,15 @@ def _places(image: Image, starts: list[int] | tuple[()], found_by: FoundBy) -> I
         place = _after_increment(image, start)
         if place is None:
             continue
-        address, register, text, taken = place
-        offset = image.file_offset(address)
+        offset = image.file_offset(place.address)
         if offset is None:
             continue
         function = Function(_NAME, VirtAddr(start), 0, offset, found_by)
-        yield IdPlace(function, offset, register, text, VirtAddr(taken))
+        yield IdPlace(function, offset, place.register, place.text, VirtAddr(place.by))
 
 
-def _after_increment(image: Image, start: int) -> tuple[int, int, str, int] | None:
-    """Of the branch that follows ``lock xadd``, ``test``: address, register, text, and address of the first.
+def _after_increment(image: Image, start: int) -> _Taken | None:
+    """What is taken by the code from ``start`` on: ``lock xadd``, then, mostly, ``test`` and a branch.
 
     None for other code.
     """
@@ -243,13 +260,12 @@ def _after_increment(image: Image, start: int) -> tuple[int, int, str, int] | No
             if instruction.mnemonic not in (x86.Mnemonic.JE, x86.Mnemonic.JNE) or number not in _REGISTERS:
                 return None
             text = x86.Formatter(x86.FormatterSyntax.INTEL).format(instruction)
-            return instruction.ip, _REGISTERS[number], text, taken
+            is_back = instruction.mnemonic == x86.Mnemonic.JNE or instruction.near_branch_target <= taken
+            return _Taken(instruction.ip, _REGISTERS[number], text, taken, is_back)
     return None
 
 
-def _without_test(
-    image: Image, after: x86.Instruction, number: int, taken: int
-) -> tuple[int, int, str, int] | None:
+def _without_test(image: Image, after: x86.Instruction, number: int, taken: int) -> _Taken | None:
     """The instruction after ``lock xadd``, if a probe may be put there."""
     offset = image.file_offset(after.ip)
     if offset is None or number not in _REGISTERS:
@@ -257,10 +273,10 @@ def _without_test(
     first = first_instruction(image, Function("", VirtAddr(after.ip), after.len, offset))
     if first is None or first.touches_memory or first.wide_nop:
         return None
-    return after.ip, _REGISTERS[number], first.text, taken
+    return _Taken(after.ip, _REGISTERS[number], first.text, taken, never_zero=False)
 
 
-def _guess_counter(image: Image) -> list[int]:
+def _guess_counter(image: Image, may_be_zero: bool) -> list[int]:
     """Without symbols: the counter that the code uses which makes tasks, as their vtables show."""
     table = FunctionTable(image)
     vtables = set(find_task_vtables(image))
@@ -268,7 +284,8 @@ def _guess_counter(image: Image) -> list[int]:
     for counter, starts in _takers(image).items():
         for start in starts:
             begin = table.containing(start)
-            if begin is None or _after_increment(image, start) is None:
+            place = _after_increment(image, start)
+            if begin is None or place is None or not (place.never_zero or may_be_zero):
                 continue
             function = _function(image, table, begin, "")
             if function is not None and _refers_to(image, function, vtables):

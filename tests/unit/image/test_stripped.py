@@ -16,7 +16,7 @@ from spanweld.layouts import SdkLayout, layout_of
 from spanweld.plan import make_plan
 from spanweld.probes.declaration import Seen
 from tests.unit.image.samples import FAKE_TOKIO, USES_TOKIO, RustBuilder, ServiceBuilder
-from tools.check_stripped import PATTERNS, TASK_ID, Outcome, compare, strip
+from tools.check_stripped import NEW_TASKS, PATTERNS, TASK_ID, WAKERS, Outcome, compare, strip
 
 BUILDER = "<opentelemetry_sdk::trace::tracer::SdkTracer as *::trace::tracer::Tracer>::build_with_context"
 RECORDER = "opentelemetry_sdk::trace::tracer::SdkTracer::build_recording_span"
@@ -46,7 +46,8 @@ def test_services_without_symbols(service: ServiceBuilder, name: str, tmp_path: 
         finding.name: finding.outcome for finding in compare(path, strip(path, tmp_path / "stripped"))
     }
     # `sockets` holds no tokio.
-    assert outcomes.pop(TASK_ID) is (Outcome.ABSENT if name == "sockets" else Outcome.RIGHT)
+    of_tokio = Outcome.ABSENT if name == "sockets" else Outcome.RIGHT
+    assert {outcomes.pop(name) for name in (TASK_ID, NEW_TASKS, WAKERS)} == {of_tokio}
     assert set(outcomes.values()) == {Outcome.RIGHT}
 
 
