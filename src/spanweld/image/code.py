@@ -128,6 +128,17 @@ def first_instruction(image: Image, function: Function) -> FirstInstruction | No
     )
 
 
+def constants_of(instruction: x86.Instruction) -> list[int]:
+    """Addresses that an instruction computes, and numbers and addresses that stand in it."""
+    if instruction.is_ip_rel_memory_operand:
+        return [instruction.ip_rel_memory_address] if instruction.mnemonic == x86.Mnemonic.LEA else []
+    return [
+        int(instruction.immediate(operand))
+        for operand in range(instruction.op_count)
+        if x86.OpKind.IMMEDIATE8 <= instruction.op_kind(operand) <= x86.OpKind.IMMEDIATE32TO64
+    ]
+
+
 def decode(image: Image, function: Function) -> list[x86.Instruction]:
     """The instructions of a function from its first byte to its last."""
     code = image.read_memory(function.address, min(function.size, MAX_FUNCTION))

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING
 
 import iced_x86 as x86
 
-from spanweld.image.code import decode
+from spanweld.image.code import constants_of, decode
 from spanweld.image.elf import MAX_SECTION, Image, Segment
 from spanweld.image.flow import READING, WRITING, Access, Call, Flow, Loaded, Pointer, Value, follow
 from spanweld.image.pointers import MAX_MATCHES, Pointers
@@ -390,7 +390,7 @@ class _Search:
         constants = {
             value
             for instruction in (decode(self._image, function) if function is not None else ())
-            for value in _constants(instruction)
+            for value in constants_of(instruction)
         }
         texts = [self._image.read_memory(value, _MAX_NAME) for value in constants if value > _MAX_NAME]
         return any(
@@ -431,7 +431,7 @@ class _Search:
         if function is None:
             return False
         constants = {
-            value for instruction in decode(self._image, function) for value in _constants(instruction)
+            value for instruction in decode(self._image, function) for value in constants_of(instruction)
         }
         texts = {self._image.read_memory(value, _MAX_NAME) for value in constants if value > _MAX_NAME}
         return any(
@@ -455,7 +455,7 @@ class _Search:
                     if target is not None and target not in seen and self._table.is_start(target):
                         seen.add(target)
                         ahead.append(target)
-                    for value in _constants(instruction):
+                    for value in constants_of(instruction):
                         path = self._pointers.text(value)
                         if path is not None and _GENERATOR_PLACE.search(path):
                             # core::panic::Location: file, its length, line and column as u32.
@@ -623,17 +623,6 @@ def _function(image: Image, table: FunctionTable, start: int, limit: int) -> Fun
     if offset is None or not 0 < size <= limit or not image.is_executable(start):
         return None
     return Function("", VirtAddr(start), size, offset, FoundBy.CODE)
-
-
-def _constants(instruction: x86.Instruction) -> list[int]:
-    """Addresses that an instruction computes, and numbers and addresses that stand in it."""
-    if instruction.is_ip_rel_memory_operand:
-        return [instruction.ip_rel_memory_address] if instruction.mnemonic == x86.Mnemonic.LEA else []
-    return [
-        int(instruction.immediate(operand))
-        for operand in range(instruction.op_count)
-        if x86.OpKind.IMMEDIATE8 <= instruction.op_kind(operand) <= x86.OpKind.IMMEDIATE32TO64
-    ]
 
 
 def _branches_to(target: int, base: int, piece: bytes) -> Iterator[int]:

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 import iced_x86 as x86
 
-from spanweld.image.code import decode, find_returns, first_instruction
+from spanweld.image.code import constants_of, decode, find_returns, first_instruction
 from spanweld.image.elf import MAX_SECTION, Image
 from spanweld.image.pointers import Pointers
 from spanweld.image.stripped import find_task_vtables
@@ -295,12 +295,8 @@ def _guess_counter(image: Image, may_be_zero: bool) -> list[int]:
 
 
 def _refers_to(image: Image, function: Function, addresses: set[int]) -> bool:
-    return any(
-        instruction.mnemonic == x86.Mnemonic.LEA
-        and instruction.is_ip_rel_memory_operand
-        and instruction.ip_rel_memory_address in addresses
-        for instruction in decode(image, function)
-    )
+    # At a fixed address, they may be numbers in an instruction.
+    return any(not addresses.isdisjoint(constants_of(instruction)) for instruction in decode(image, function))
 
 
 def _cloned_vtable(image: Image, table: FunctionTable, pointers: Pointers, start: int) -> int | None:
@@ -308,17 +304,18 @@ def _cloned_vtable(image: Image, table: FunctionTable, pointers: Pointers, start
     function = _function(image, table, start, "")
     counts = False
     for instruction in decode(image, function) if function is not None else ():
-        if instruction.mnemonic == x86.Mnemonic.MOV and instruction.op_count == 2:
-            is_number = x86.OpKind.IMMEDIATE8 <= instruction.op1_kind <= x86.OpKind.IMMEDIATE32TO64
-            counts |= is_number and instruction.immediate(1) == _ONE_REFERENCE
-        if not counts or not instruction.is_ip_rel_memory_operand:
+        numbers = constants_of(instruction)
+        # Pushed, and popped into a register, where size counts.
+        counts |= _ONE_REFERENCE in numbers and instruction.mnemonic in (x86.Mnemonic.MOV, x86.Mnemonic.PUSH)
+        if not counts:
             continue
-        vtable: int | None = instruction.ip_rel_memory_address
-        if instruction.mnemonic == x86.Mnemonic.MOV:
-            vtable = pointers.word(instruction.ip_rel_memory_address)
-        words = pointers.words(vtable, 4) if vtable is not None else None
-        if words is not None and words[0] == start and all(map(table.is_start, words)):
-            return vtable
+        if instruction.mnemonic == x86.Mnemonic.MOV and instruction.is_ip_rel_memory_operand:
+            word = pointers.word(instruction.ip_rel_memory_address)
+            numbers = [] if word is None else [word]
+        for vtable in numbers:
+            words = pointers.words(vtable, 4)
+            if words is not None and words[0] == start and all(map(table.is_start, words)):
+                return vtable
     return None
 
 

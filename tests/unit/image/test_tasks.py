@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from spanweld.image import FoundBy, Image, find_new_task_ids, find_wakers
+from spanweld.image.stripped import find_task_vtables
 from spanweld.image.symbols import find_objects
 from spanweld.image.tasks import REGISTERS
 from spanweld.plan import make_plan
@@ -70,6 +71,44 @@ def test_where_the_counters_address_needs_no_table(service: ServiceBuilder, tmp_
     assert [(place.offset, place.register) for place in bare] == [
         (place.offset, place.register) for place in places
     ]
+
+
+def test_at_a_fixed_address_tables_are_numbers_in_the_code(service: ServiceBuilder, tmp_path: Path) -> None:
+    """What a compiler writes instead of ``lea r, [table]``: ``mov r, table``, of the same size."""
+    content = bytearray(service("lab", "release").read_bytes())
+    with Image.open(service("lab", "release")) as image:
+        places, wakers = find_new_task_ids(image), find_wakers(image)
+        tables = {
+            *find_task_vtables(image),
+            *find_objects(image, "tokio::runtime::task::waker::WAKER_VTABLE"),
+        }
+        changed = set()
+        for segment in image.loads:
+            if not segment.executable:
+                continue
+            code = bytes(content[segment.offset : segment.offset + segment.file_size])
+            for match in re.finditer(
+                rb"(?=([\x48\x4c]\x8d[\x05\x0d\x15\x1d\x25\x2d\x35\x3d])(....))", code, re.DOTALL
+            ):
+                rex, _, register = match.group(1)
+                [distance] = struct.unpack("<i", match.group(2))
+                table = segment.address + match.start() + 7 + distance
+                if table in tables:
+                    changed.add(table)
+                    number = struct.pack("<BBBi", 0x48 | rex >> 2 & 1, 0xC7, 0xC0 | register >> 3, table)
+                    at = segment.offset + match.start()
+                    content[at : at + 7] = number
+    assert not isinstance(places, str)
+    assert len(changed) > len(tables) / 2
+    fixed = tmp_path / "fixed"
+    fixed.write_bytes(content)
+    with Image.open(strip(fixed, tmp_path / "stripped")) as image:
+        bare, bare_wakers = find_new_task_ids(image), find_wakers(image)
+    assert not isinstance(bare, str)
+    assert [place.offset for place in bare] == [place.offset for place in places]
+    assert not isinstance(wakers, str)
+    assert not isinstance(bare_wakers, str)
+    assert [function.address for function in bare_wakers] == [function.address for function in wakers]
 
 
 def test_a_counter_that_does_not_leave_out_0_is_none_of_tasks(
