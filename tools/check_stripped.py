@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -88,9 +88,9 @@ def compare(path: Path, stripped: Path) -> list[Finding]:
         # What may be a generator of the service's own is told in the process.
         certain = [function for function in functions if not function.called_from]
         places = [(function.address, function.size) for function in certain]
-        right = [address for address, _ in places] == [address for address, _ in expected]
+        outcome = _judge([address for address, _ in expected], [address for address, _ in places])
         note = ", ".join(f"{address:#x}+{size:#x}" for address, size in places)
-        result.append(Finding(name, Outcome.RIGHT if right else Outcome.WRONG, note))
+        result.append(Finding(name, outcome, note))
     if isinstance(offset, str):
         outcome = Outcome.ABSENT if isinstance(true_offset, str) else Outcome.MISSED
         result.append(Finding(TASK_ID, outcome, offset))
@@ -114,7 +114,14 @@ def _addresses(found: tuple[Function, Function] | str) -> list[int] | str:
 def _hold(name: str, truth: list[int] | str, found: list[int] | str) -> Finding:
     if isinstance(found, str):
         return Finding(name, Outcome.ABSENT if isinstance(truth, str) else Outcome.MISSED, found)
-    return Finding(name, Outcome.RIGHT if truth == found else Outcome.WRONG, ", ".join(map(hex, found)))
+    return Finding(name, _judge(truth, found), ", ".join(map(hex, found)))
+
+
+def _judge(truth: Sequence[int] | str, found: Sequence[int]) -> Outcome:
+    """What was found of several that there are: not all is missed, what is not among them is wrong."""
+    if not set(found) <= set(truth if not isinstance(truth, str) else ()):
+        return Outcome.WRONG
+    return Outcome.RIGHT if len(found) == len(truth) else Outcome.MISSED
 
 
 def strip(path: Path, output: Path, *options: str) -> Path:

@@ -17,6 +17,7 @@ from tests.support import services
 from tests.support.profiles import PROFILES, Profile
 from tests.support.traced import How, Traced
 from tests.support.traces import assert_child
+from tools.check_stripped import Outcome, compare, strip
 
 pytestmark = [pytest.mark.slow]
 
@@ -40,6 +41,11 @@ def test_everything_is_found(executable: Path) -> None:
         assert plan.reason is None
         assert bool(plan.points) == (plan.probe.place not in (Place.TRACEPOINT, Place.SOCKETS))
     assert (report.verdict, report.verdict_reason) == (Verdict.JOINED, "by tokio task")
+
+
+def test_without_symbols_nothing_is_found_wrongly(executable: Path, tmp_path: Path) -> None:
+    findings = compare(executable, strip(executable, tmp_path / "stripped"))
+    assert not [finding for finding in findings if finding.outcome is Outcome.WRONG]
 
 
 @pytest.mark.root
