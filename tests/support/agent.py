@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -78,8 +79,21 @@ class AgentProcess:
         try:
             return self.process.wait(timeout * PATIENCE)
         except subprocess.TimeoutExpired:
+            threads = "\n".join(_threads(self.process.pid))
             self.process.kill()
-            raise AssertionError(f"the agent did not end; it said:\n{self.messages.text}") from None
+            raise AssertionError(
+                f"the agent did not end; it said:\n{self.messages.text}\n{threads}"
+            ) from None
+
+
+def _threads(pid: int) -> Iterator[str]:
+    """What the threads of a process, and of its children, are waiting for."""
+    with contextlib.suppress(OSError):  # one that has ended meanwhile
+        for task in sorted(Path(f"/proc/{pid}/task").iterdir()):
+            name, waits_in = ((task / file).read_text().strip() for file in ("comm", "wchan"))
+            yield f"thread {task.name} of {pid}: {name}, {waits_in}"
+            for child in (task / "children").read_text().split():
+                yield from _threads(int(child))
 
 
 def attach(

@@ -92,7 +92,7 @@ pub fn announce(address: SocketAddr) -> io::Result<()> {
 }
 
 /// Ready when SIGTERM or SIGINT arrives; both are caught from this call on.
-fn ended() -> io::Result<impl Future<Output = ()>> {
+pub fn ended() -> io::Result<impl Future<Output = ()>> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     Ok(async move {

@@ -32,6 +32,8 @@ usage: middle --next URL [--propagate] [--listen ADDRESS] [--workers N]
 const CONNECTIONS: usize = 8;
 /// How long requests in progress may take once the service was told to end.
 const GRACE_SECONDS: u64 = 2;
+/// When actix should have ended by then.
+const OVERDUE: Duration = Duration::from_secs(GRACE_SECONDS + 3);
 /// How long a connection may take to get ready again.
 const READY: Duration = Duration::from_millis(20);
 
@@ -120,9 +122,17 @@ fn main() -> Result<(), Box<dyn Error>> {
             server = server.workers(workers);
         }
         let address = listener.local_addr()?;
+        let ended = common::ended()?;
         let server = server.listen(listener)?.run();
         common::announce(address)?;
-        server.await
+        tokio::select! {
+            result = server => result,
+            // A worker that ends before actix has told it to is waited for without end (actix-server 2.6 to 2.10).
+            () = async {
+                ended.await;
+                tokio::time::sleep(OVERDUE).await;
+            } => Ok(()),
+        }
     })?;
     shutdown("middle", &provider);
     Ok(())
