@@ -786,15 +786,18 @@ def _inline_probes(plan: Plan, image: Path) -> list[inline_writer.InlineProbe]:
     if plan.seen_late:
         raise TargetError("spans get their ids at returns, where no jump has room", _UPROBE_INSTEAD)
     # A uprobe is put once for each call that is meant; a jump, once.
-    entered = {(point.probe.program, point.function.address): point.function for point in plan.points}
+    entered = {
+        (point.probe.program, point.function.address): point.function
+        for point in plan.points
+        if inline_writer.serves(point.probe.program)
+    }
     probes = []
     with Image.open(image) as file:
         for (program, _), function in entered.items():
-            if inline_writer.serves(program):
-                entry = find_entry(file, function)
-                if isinstance(entry, str):
-                    raise TargetError(entry, _UPROBE_INSTEAD)
-                probes.append(inline_writer.InlineProbe(program, entry, callers=function.called_from))
+            entry = find_entry(file, function)
+            if isinstance(entry, str):
+                raise TargetError(entry, _UPROBE_INSTEAD)
+            probes.append(inline_writer.InlineProbe(program, entry, callers=function.called_from))
         # These may as well be uprobes, each by itself.
         for point in plan.points_of(tokio_tasks.INSTRUMENTATION)[: inline_writer.PLACES_WITHIN]:
             taken = find_increment(file, point.function, point.taken) if point.taken is not None else ""

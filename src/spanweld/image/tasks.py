@@ -19,7 +19,7 @@ from __future__ import annotations
 import re
 import struct
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import iced_x86 as x86
@@ -123,11 +123,13 @@ def find_new_task_ids(image: Image, *, may_be_zero: bool = False) -> tuple[IdPla
         counters = [(address, FoundBy.SYMBOL) for address in find_objects(image, _COUNTER)]
         if not counters:
             return "no counter of tokio's task ids is in the image"
+        takers = _takers(image)
     else:
-        counters = [(VirtAddr(address), FoundBy.CODE) for address in _guess_counter(image, may_be_zero)]
-        if len(counters) != 1:
+        takers = _takers(image)
+        guessed = _guess_counter(image, takers, may_be_zero=may_be_zero)
+        if len(guessed) != 1:
             return "it has no symbols, and no code shows where tokio counts its tasks"
-    takers = _takers(image)
+        counters = [(VirtAddr(guessed[0]), FoundBy.CODE)]
     places = [
         place for address, found_by in counters for place in _places(image, takers.get(address, ()), found_by)
     ]
@@ -276,16 +278,18 @@ def _without_test(image: Image, after: x86.Instruction, number: int, taken: int)
     return _Taken(after.ip, _REGISTERS[number], first.text, taken, never_zero=False)
 
 
-def _guess_counter(image: Image, may_be_zero: bool) -> list[int]:
+def _guess_counter(image: Image, takers: Mapping[int, list[int]], *, may_be_zero: bool) -> list[int]:
     """Without symbols: the counter that the code uses which makes tasks, as their vtables show."""
     table = FunctionTable(image)
     vtables = set(find_task_vtables(image))
     found: dict[int, int] = defaultdict(int)
-    for counter, starts in _takers(image).items():
+    for counter, starts in takers.items():
         for start in starts:
             begin = table.containing(start)
+            if begin is None:
+                continue
             place = _after_increment(image, start)
-            if begin is None or place is None or not (place.never_zero or may_be_zero):
+            if place is None or not (place.never_zero or may_be_zero):
                 continue
             function = _function(image, table, begin, "")
             if function is not None and _refers_to(image, function, vtables):
