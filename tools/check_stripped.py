@@ -79,25 +79,20 @@ def compare(path: Path, stripped: Path) -> list[Finding]:
         wakers = [_addresses(find_wakers(each)) for each in (image, bare)]
     result = []
     for pattern in PATTERNS:
-        expected = [(function.address, function.size) for function in truth[pattern]]
-        functions = found[pattern]
         name = pattern.rpartition("::")[2]
+        expected = [function.address for function in truth[pattern]]
+        functions = found[pattern]
         if isinstance(functions, str):
-            result.append(Finding(name, Outcome.MISSED if expected else Outcome.ABSENT, functions))
+            result.append(_hold(name, expected, functions))
             continue
         # What may be a generator of the service's own is told in the process.
         certain = [function for function in functions if not function.called_from]
-        places = [(function.address, function.size) for function in certain]
-        outcome = _judge([address for address, _ in expected], [address for address, _ in places])
-        note = ", ".join(f"{address:#x}+{size:#x}" for address, size in places)
-        result.append(Finding(name, outcome, note))
-    if isinstance(offset, str):
-        outcome = Outcome.ABSENT if isinstance(true_offset, str) else Outcome.MISSED
-        result.append(Finding(TASK_ID, outcome, offset))
-    else:
-        right = isinstance(true_offset, TaskIdOffset) and true_offset.offset_from_fs == offset.offset_from_fs
-        outcome = Outcome.RIGHT if right else Outcome.WRONG
-        result.append(Finding(TASK_ID, outcome, f"fs:{offset.offset_from_fs:#x}"))
+        note = ", ".join(f"{function.address:#x}+{function.size:#x}" for function in certain)
+        result.append(_hold(name, expected, [function.address for function in certain], note=note))
+    true_offsets, offsets = (
+        each if isinstance(each, str) else [each.offset_from_fs] for each in (true_offset, offset)
+    )
+    result.append(_hold(TASK_ID, true_offsets, offsets))
     result.append(_hold(NEW_TASKS, *new_tasks))
     result.append(_hold(WAKERS, *wakers))
     return result
@@ -111,17 +106,13 @@ def _addresses(found: tuple[Function, Function] | str) -> list[int] | str:
     return found if isinstance(found, str) else [function.address for function in found]
 
 
-def _hold(name: str, truth: list[int] | str, found: list[int] | str) -> Finding:
+def _hold(name: str, truth: Sequence[int] | str, found: Sequence[int] | str, *, note: str = "") -> Finding:
+    """Of several that there are, all must be found: some of them are wrong."""
+    expected = [] if isinstance(truth, str) else truth
     if isinstance(found, str):
-        return Finding(name, Outcome.ABSENT if isinstance(truth, str) else Outcome.MISSED, found)
-    return Finding(name, _judge(truth, found), ", ".join(map(hex, found)))
-
-
-def _judge(truth: Sequence[int] | str, found: Sequence[int]) -> Outcome:
-    """What was found of several that there are: not all is missed, what is not among them is wrong."""
-    if not set(found) <= set(truth if not isinstance(truth, str) else ()):
-        return Outcome.WRONG
-    return Outcome.RIGHT if len(found) == len(truth) else Outcome.MISSED
+        return Finding(name, Outcome.MISSED if expected else Outcome.ABSENT, found)
+    outcome = Outcome.RIGHT if found == expected else Outcome.WRONG
+    return Finding(name, outcome, note or ", ".join(map(hex, found)))
 
 
 def strip(path: Path, output: Path, *options: str) -> Path:
